@@ -1,0 +1,101 @@
+"""The meaning of a ``StepProgram``: run it in torch, one step or a whole loop.
+
+Takes a program and tensors whose dimensions are the axes its inputs name; leaves tensors.
+This is the semantics every emitter is tested against, written for clarity, not speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tenfuse.step.functions import FUNCTIONS
+from tenfuse.step.program import AxisName, Const, Contract, Input, StepProgram
+
+Named = tuple[torch.Tensor, tuple[AxisName, ...]]
+
+
+def aligned(value: Named, axes: Sequence[AxisName]) -> torch.Tensor:
+    """``value`` with one dimension per name of ``axes``, of size 1 where it lacks it."""
+    tensor, own = value
+    tensor = tensor.permute([own.index(a) for a in axes if a in own])
+    for i, axis in enumerate(axes):
+        if axis not in own:
+            tensor = tensor.unsqueeze(i)
+    return tensor
+
+
+def expanded(value: Named, axes: Sequence[AxisName], sizes: Mapping[AxisName, int]) -> torch.Tensor:
+    """``value`` with exactly the dimensions ``axes``."""
+    return aligned(value, axes).expand([sizes[a] for a in axes])
+
+
+def step(
+    program: StepProgram,
+    inputs: Mapping[tuple[str, int], torch.Tensor],
+    dtype: torch.dtype = torch.float64,
+    sizes: Mapping[AxisName, int] | None = None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """One step: ``(next carries, outs)``.
+
+    ``inputs[kind, index]`` has the dimensions ``Input.axes``.  ``sizes`` overrides the
+    sizes of dynamic axes.
+    """
+    size = {**program.sizes, **(sizes or {})}
+    values: list[Named] = []
+    for node in program.nodes:
+        if isinstance(node, Input):
+            values.append((inputs[node.kind, node.index].to(dtype), node.axes))
+        elif isinstance(node, Const):
+            values.append((torch.tensor(node.value, dtype=dtype), ()))
+        elif isinstance(node, Contract):
+            tensor, own = values[node.arg]
+            dims = [own.index(a) for a in sorted(node.axes)]
+            reduce = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}[node.op]
+            values.append((reduce(tensor, dims), tuple(a for a in own if a not in node.axes)))
+        else:
+            axes = tuple(sorted({a for r in node.args for a in values[r][1]}))
+            args = [aligned(values[r], axes) for r in node.args]
+            values.append((FUNCTIONS[node.fn].torch(*args).expand([size[a] for a in axes]), axes))
+    return (
+        [expanded(values[c.next], c.next_axes, size) for c in program.carries],
+        [expanded(values[o.ref], o.axes, size) for o in program.outs],
+    )
+
+
+def scan(
+    program: StepProgram,
+    inits: Sequence[torch.Tensor],
+    xs: Mapping[int, torch.Tensor],
+    invariants: Mapping[int, torch.Tensor],
+    steps: int,
+    reverse: bool = False,
+    dtype: torch.dtype = torch.float64,
+    states: Mapping[int, torch.Tensor] | None = None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The whole loop: ``(final carries, ys)``; ``xs`` and ``ys`` have time first.
+
+    ``states`` are the recomputed states of an adjoint program, time first.
+    """
+    carries = [c.to(dtype) for c in inits]
+    rows: list[list[torch.Tensor]] = [[] for _ in program.outs]
+    for t in reversed(range(steps)) if reverse else range(steps):
+        inputs = {("carry", i): c for i, c in enumerate(carries)}
+        inputs |= {("stream", i): x[t] for i, x in xs.items()}
+        inputs |= {("state", i): s[t] for i, s in (states or {}).items()}
+        inputs |= {("invariant", i): v for i, v in invariants.items()}
+        carries, outs = step(program, inputs, dtype)
+        for row, out in zip(rows, outs, strict=True):
+            row.append(out)
+    ys = []
+    for spec, row in zip(program.outs, rows, strict=True):
+        if spec.accumulate:
+            shape = [program.sizes[a] for a in spec.axes]
+            ys.append(sum(row, torch.zeros(shape, dtype=dtype)))
+        else:
+            ys.append(torch.stack(row[::-1] if reverse else row) if row else torch.empty(0, *[program.sizes[a] for a in spec.axes]))
+    return carries, ys
+
+
+__all__ = ["aligned", "expanded", "scan", "step"]

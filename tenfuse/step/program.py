@@ -1,0 +1,215 @@
+"""``StepProgram``: one step of a recurrence as a DAG over named axes.
+
+Takes nothing from other stages; this is the IR that the adjoint, the algebra, the cost
+model and every emitter are written against.  A value has a set of axes, never a shape:
+there are no reshapes, transposes or broadcasts here, only
+
+* ``Input``     a carry, a stream slice x_t, an invariant, and (in adjoints) a state,
+* ``Const``     a number,
+* ``Pointwise`` a function of ``functions.py`` applied entry by entry; its axes are the
+                union of its arguments' axes,
+* ``Contract``  the sum (or maximum, or minimum) over some axes of one argument.
+
+It refuses nothing: ``validate`` raises ``ValueError`` on a malformed program, which is a
+fault of the stage that built it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+AxisName = str
+Ref = int
+"""A node's index in ``StepProgram.nodes``; arguments always point backwards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """A value entering the step.
+
+    ``kind`` is "carry" (``index`` into ``StepProgram.carries``), "stream" (a per-step
+    slice), "invariant" (the same at every step) or "state" (adjoint programs only: the
+    carry ``index`` of the forward program at the start of this step, recomputed).
+    """
+
+    kind: str
+    index: int
+    axes: tuple[AxisName, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Const:
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointwise:
+    fn: str
+    args: tuple[Ref, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    axes: frozenset[AxisName]
+    arg: Ref
+    op: str = "sum"
+    """"sum", "max" or "min"; the latter two propagate NaN as ``torch.amax`` does."""
+
+
+Node = Input | Const | Pointwise | Contract
+
+
+def arguments(node: Node) -> tuple[Ref, ...]:
+    """The nodes that ``node`` reads, in order."""
+    if isinstance(node, Pointwise):
+        return node.args
+    return (node.arg,) if isinstance(node, Contract) else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class CarrySpec:
+    """A carry: ``axes`` name its dimensions on entry, ``next_axes`` those of ``next``.
+
+    Position by position the two have the same size; they are the same name where the
+    update keeps entries apart (a parallel axis) and differ where it mixes them.  ``next``
+    may lack some of ``next_axes`` (it is then constant along them).
+    """
+
+    axes: tuple[AxisName, ...]
+    next: Ref
+    next_axes: tuple[AxisName, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutSpec:
+    """A per-step result, stacked over time; ``axes`` are all the node's axes in order.
+
+    With ``accumulate`` it is summed over the steps instead (gradients of invariants).
+    """
+
+    ref: Ref
+    axes: tuple[AxisName, ...]
+    accumulate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class StepProgram:
+    nodes: tuple[Node, ...]
+    sizes: dict[AxisName, int]
+    """Every axis and its size; ``dynamic`` ones hold an example size."""
+    carries: tuple[CarrySpec, ...]
+    outs: tuple[OutSpec, ...]
+    dynamic: frozenset[AxisName] = frozenset()
+    """Axes whose size is only known when the kernel is launched."""
+
+    def axes_of(self) -> tuple[frozenset[AxisName], ...]:
+        """The axes of every node, in node order."""
+        found: list[frozenset[AxisName]] = []
+        for node in self.nodes:
+            if isinstance(node, Input):
+                found.append(frozenset(node.axes))
+            elif isinstance(node, Const):
+                found.append(frozenset())
+            elif isinstance(node, Pointwise):
+                found.append(frozenset().union(*(found[a] for a in node.args)))
+            else:
+                found.append(found[node.arg] - node.axes)
+        return tuple(found)
+
+    def inputs(self, kind: str) -> dict[int, tuple[AxisName, ...]]:
+        """``index -> axes`` of the inputs of one kind that the program reads."""
+        found = {n.index: n.axes for n in self.nodes if isinstance(n, Input) and n.kind == kind}
+        return dict(sorted(found.items()))
+
+    def roots(self) -> Iterator[Ref]:
+        """The nodes whose values leave the step."""
+        yield from (c.next for c in self.carries)
+        yield from (o.ref for o in self.outs)
+
+    def parallel_axes(self) -> frozenset[AxisName]:
+        """Axes no entry mixes across: never contracted, and kept in place by every carry."""
+        mixing: set[AxisName] = set()
+        for node in self.nodes:
+            if isinstance(node, Contract):
+                mixing |= node.axes
+        for carry in self.carries:
+            for before, after in zip(carry.axes, carry.next_axes, strict=True):
+                if before != after:
+                    mixing |= {before, after}
+        return frozenset(self.sizes) - mixing
+
+
+def validate(program: StepProgram) -> None:
+    """Raise ``ValueError`` naming the first malformed node, carry or output."""
+    from tenfuse.step.functions import FUNCTIONS
+
+    for i, node in enumerate(program.nodes):
+        if any(a >= i or a < 0 for a in arguments(node)):
+            raise ValueError(f"node {i} reads a node that does not stand before it: {node}")
+        if isinstance(node, Pointwise) and (
+            node.fn not in FUNCTIONS or FUNCTIONS[node.fn].arity != len(node.args)
+        ):
+            raise ValueError(f"node {i} calls {node.fn} with {len(node.args)} arguments")
+    axes = program.axes_of()
+    for i, node in enumerate(program.nodes):
+        if isinstance(node, Contract) and not node.axes <= axes[node.arg]:
+            raise ValueError(f"node {i} contracts axes its argument does not have: {node}")
+        if not axes[i] <= set(program.sizes):
+            raise ValueError(f"node {i} has an axis without a size: {sorted(axes[i] - set(program.sizes))}")
+    for carry in program.carries:
+        if len(carry.axes) != len(carry.next_axes) or not axes[carry.next] <= set(carry.next_axes):
+            raise ValueError(f"a carry's update has axes the carry lacks: {carry}")
+        if any(program.sizes[a] != program.sizes[b] for a, b in zip(carry.axes, carry.next_axes, strict=True)):
+            raise ValueError(f"a carry changes its size: {carry}")
+    for out in program.outs:
+        if not axes[out.ref] <= set(out.axes) or len(set(out.axes)) != len(out.axes):
+            raise ValueError(f"an output does not list its node's axes: {out}")
+
+
+class Builder:
+    """Collects nodes with hash-consing: the same node is never stored twice."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._index: dict[tuple[Node, str], Ref] = {}
+
+    def add(self, node: Node) -> Ref:
+        key = (node, repr(node.value)) if isinstance(node, Const) else (node, "")
+        if key not in self._index:
+            self._index[key] = len(self.nodes)
+            self.nodes.append(node)
+        return self._index[key]
+
+    def input(self, kind: str, index: int, axes: tuple[AxisName, ...]) -> Ref:
+        return self.add(Input(kind, index, axes))
+
+    def const(self, value: float) -> Ref:
+        return self.add(Const(float(value)))
+
+    def call(self, fn: str, *args: Ref) -> Ref:
+        return self.add(Pointwise(fn, args))
+
+    def contract(self, arg: Ref, *axes: AxisName, op: str = "sum") -> Ref:
+        return self.add(Contract(frozenset(axes), arg, op)) if axes else arg
+
+
+def prune(program: StepProgram) -> StepProgram:
+    """The same program without nodes that nothing reads."""
+    live = set(program.roots())
+    for i in range(len(program.nodes) - 1, -1, -1):
+        if i in live:
+            live |= set(arguments(program.nodes[i]))
+    place = {old: new for new, old in enumerate(sorted(live))}
+
+    def moved(node: Node) -> Node:
+        if isinstance(node, Pointwise):
+            return Pointwise(node.fn, tuple(place[a] for a in node.args))
+        return dataclasses.replace(node, arg=place[node.arg]) if isinstance(node, Contract) else node
+
+    return dataclasses.replace(
+        program,
+        nodes=tuple(moved(program.nodes[i]) for i in sorted(live)),
+        carries=tuple(dataclasses.replace(c, next=place[c.next]) for c in program.carries),
+        outs=tuple(dataclasses.replace(o, ref=place[o.ref]) for o in program.outs),
+    )
