@@ -67,6 +67,22 @@ def _extreme(b: Builder, g: Ref, x: tuple[Ref, ...], y: Ref, i: int) -> Ref:
     return b.call("where", other, half, b.call("where", mine, g, b.const(0.0)))
 
 
+def _clamp(keeps: str, replaces: str) -> Vjp:
+    """Clamping to a bound: an entry on the bound counts as inside, as in ``torch.clamp``."""
+
+    def vjp(b: Builder, g: Ref, x: tuple[Ref, ...], y: Ref, i: int) -> Ref:
+        mine = b.call(keeps if i == 0 else replaces, x[0], x[1])
+        return b.call("where", mine, g, b.const(0.0))
+
+    return vjp
+
+
+def _root(b: Builder, g: Ref, x: tuple[Ref, ...], y: Ref, i: int) -> Ref:
+    zero = b.const(0.0)
+    slope = b.call("div", g, b.call("mul", y, b.const(2.0)))
+    return b.call("where", b.call("eq", y, zero), zero, slope)
+
+
 def _logaddexp(b: Builder, x: tuple[Ref, ...], y: Ref, i: int) -> Ref:
     return b.call("exp", b.call("sub", x[i], y))
 
@@ -122,6 +138,11 @@ FUNCTIONS: dict[str, Function] = {
     "maximum": Function(2, torch.maximum, _extreme),
     "minimum": Function(2, torch.minimum, _extreme),
     "logaddexp": Function(2, torch.logaddexp, _times(_logaddexp)),
+    "clamp_min": Function(2, torch.maximum, _clamp("ge", "lt")),
+    "clamp_max": Function(2, torch.minimum, _clamp("le", "gt")),
+    "relu": Function(1, torch.relu, lambda b, g, x, y, i: b.call("where", b.call("gt", y, b.const(0.0)), g, b.const(0.0))),
+    "softplus": Function(1, lambda x: torch.logaddexp(x, torch.zeros_like(x)), _times(lambda b, x, y, i: b.call("sigmoid", x[0]))),
+    "root": Function(1, torch.sqrt, _root),
     "where": Function(3, lambda c, a, b: torch.where(c != 0, a, b), _where),
     "lt": Function(2, _truth(torch.lt), _zero, "<", True),
     "le": Function(2, _truth(torch.le), _zero, "<=", True),
@@ -142,4 +163,6 @@ FUNCTIONS: dict[str, Function] = {
     "round_f32": Function(1, _rounded(torch.float32), _identity),
     "cut": Function(1, lambda x: x, _zero),
 }
-"""``cut`` is the identity whose derivative is zero (``Tensor.detach``)."""
+"""``cut`` is the identity whose derivative is zero (``Tensor.detach``); ``root`` is the
+square root whose derivative at zero is zero, the subgradient that norms use; the clamps
+are maximum and minimum against a bound, with the derivative of ``torch.clamp``."""

@@ -1,0 +1,190 @@
+"""Normalise the body of one step to functional ATen.
+
+Takes a ``Loop``; leaves an ``Aten`` graph with one placeholder per carry, stream and
+invariant, whose nodes are functional ATen calls with ``meta["val"]``.  Nothing is decomposed
+further than torch's own composites: what stays outside the kernel keeps operators that
+have derivatives, and ``axes`` decomposes what it takes in.  Refuses bodies
+that draw random numbers, mutate what they were given, or change the state's shape, dtype
+or device.
+
+Truncated back-propagation: ``detach`` in the body becomes the operator ``tenfuse::cut``,
+the identity whose derivative is zero, so that tracing does not lose it.  Values made
+while gradients are off are cut too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tenfuse.capture.loop import Loop
+from tenfuse.reasons import CARRY_CHANGES, RANDOM, SIDE_EFFECT, UNSUPPORTED_OP, Refused, refuse
+
+aten = torch.ops.aten
+
+@torch.library.custom_op("tenfuse::cut", mutates_args=())
+def cut(x: torch.Tensor) -> torch.Tensor:
+    """The identity, with derivative zero: ``Tensor.detach`` inside a loop body."""
+    return x.clone()
+
+
+@cut.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Aten:
+    """The step in ATen: placeholders by role, and the nodes of its results."""
+
+    graph: fx.Graph
+    carries: tuple[fx.Node, ...]
+    """The placeholder of every carry that is read, in the order of ``live``."""
+    live: tuple[int, ...]
+    """Which carries of the loop are read by the step."""
+    streams: tuple[fx.Node, ...]
+    invariants: tuple[fx.Node | None, ...]
+    """Aligned with the loop's; None where the invariant is a number."""
+    nexts: tuple[fx.Node, ...]
+    """The next value of every carry of the loop, read or not."""
+    ys: tuple[fx.Node, ...]
+
+
+_DETACH = {"detach", torch.detach, "detach_"}
+
+
+class _Body(fx.Interpreter):
+    """Runs the body; cuts what is detached or made while gradients are off."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.recording = True
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op in ("call_function", "call_method") and n.target in _DETACH:
+            return torch.ops.tenfuse.cut(self.fetch_args_kwargs_from_env(n)[0][0])
+        if n.op == "call_function" and n.target is torch._C._set_grad_enabled:
+            self.recording = bool(n.args[0])
+            return None
+        value = super().run_node(n)
+        if self.recording or n.op in ("placeholder", "output", "get_attr"):
+            return value
+        is_float = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+        return torch.ops.tenfuse.cut(value) if is_float else value
+
+
+def where(node: fx.Node) -> str:
+    """The user's line that made ``node``: "file.py:12: h = a * h + x", or ""."""
+    lines = [s.strip() for s in (node.stack_trace or "").strip().splitlines()]
+    frames = [i for i, s in enumerate(lines) if s.startswith("File ")]
+    if not frames:
+        return ""
+    head = lines[frames[-1]].split('"')
+    number = head[2].split("line ")[1].split(",")[0] if len(head) > 2 and "line " in head[2] else "?"
+    code = lines[frames[-1] + 1] if frames[-1] + 1 < len(lines) else ""
+    return f"{head[1].rsplit('/', 1)[-1]}:{number}: {code}" if len(head) > 1 else code
+
+
+def _example(node: fx.Node) -> Any:
+    value = node.meta.get("example_value", node.meta.get("val"))
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def normalize(loop: Loop, autocast: contextlib.AbstractContextManager[Any] | None = None) -> Aten:
+    """``loop.body`` as functional core ATen.
+
+    ``autocast`` is the context the loop stands in, if any.  Raises ``Refused`` with
+    RANDOM, SIDE_EFFECT, CARRY_CHANGES, or UNSUPPORTED_OP when tracing fails.
+    """
+    holders = [n for n in loop.body.graph.nodes if n.op == "placeholder"]
+    examples = [_example(n) for n in holders]
+    tensor_at = [i for i, e in enumerate(examples) if isinstance(e, torch.Tensor)]
+
+    def run(*tensors: torch.Tensor) -> Any:
+        values = list(examples)
+        for i, tensor in zip(tensor_at, tensors, strict=True):
+            values[i] = tensor
+        nexts, ys = _Body(loop.body).run(*values)
+        return [*nexts, *ys]
+
+    tensors = [examples[i] for i in tensor_at]
+    mode = detect_fake_mode(tensors) or contextlib.nullcontext()
+    try:
+        with torch.no_grad(), mode, autocast or contextlib.nullcontext():
+            traced = make_fx(run, _allow_non_fake_inputs=True)(*tensors)
+    except Refused:
+        raise
+    except Exception as error:
+        raise refuse(UNSUPPORTED_OP, f"the body could not be traced to ATen: {error}".splitlines()[0]) from error
+    return _roles(loop, traced, tensor_at)
+
+
+def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
+    graph = traced.graph
+    graph.eliminate_dead_code()
+    _materialise_constants(traced)
+    found = dict(zip(tensor_at, [n for n in graph.nodes if n.op == "placeholder"], strict=True))
+    carries, streams = len(loop.carries), len(loop.streams)
+    output = next(n for n in graph.nodes if n.op == "output")
+    results = output.args[0]
+    for node in graph.nodes:
+        _check(node)
+    for i, carry in enumerate(loop.carries):
+        if carry.init is not None:
+            _same_kind(found.get(i), results[i], carry.name)
+    live = tuple(i for i, c in enumerate(loop.carries) if c.init is not None)
+    return Aten(
+        graph,
+        tuple(found[i] for i in live),
+        live,
+        tuple(found[carries + i] for i in range(streams)),
+        tuple(found.get(carries + streams + i) for i in range(len(loop.invariants))),
+        tuple(results[:carries]),
+        tuple(results[carries:]),
+    )
+
+
+def _materialise_constants(traced: fx.GraphModule) -> None:
+    """Scalar tensors that tracing lifted out of the body (torch.tensor(0.5)) become calls."""
+    for node in list(traced.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(traced, node.target)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise refuse(UNSUPPORTED_OP, "the body holds a tensor constant; pass it in as a buffer", where(node))
+        with traced.graph.inserting_before(node):
+            number = value.reshape(()).tolist()
+            made = traced.graph.call_function(
+                aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "device": value.device}
+            )
+        made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        traced.graph.erase_node(node)
+
+
+def _check(node: fx.Node) -> None:
+    """Refuse randomness and mutation."""
+    op = node.target
+    if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload):
+        return
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        raise refuse(RANDOM, where=where(node))
+    if op._schema.is_mutable:
+        raise refuse(SIDE_EFFECT, f"the body mutates a tensor ({op})", where(node))
+
+
+def _same_kind(before: fx.Node | None, after: Any, name: str) -> None:
+    if before is None or not isinstance(after, fx.Node):
+        raise refuse(CARRY_CHANGES, f"carry {name} is not a tensor at every step")
+    a, b = before.meta["val"], after.meta["val"]
+    if (a.dtype, a.device, tuple(a.shape)) != (b.dtype, b.device, tuple(b.shape)):
+        raise refuse(
+            CARRY_CHANGES,
+            f"carry {name} enters a step as {a.dtype} {tuple(a.shape)} and leaves it as {b.dtype} {tuple(b.shape)}",
+        )
