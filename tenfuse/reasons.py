@@ -74,6 +74,8 @@ UNPROVED = _code("TF106", "unrolling the rolled loop again did not give the same
                  "please report this loop; it was left untouched")
 BUFFER_READ = _code("TF107", "a buffer is read at an index that is not a fixed number of steps from the one written",
                     "read only what the previous step wrote, or keep it in a local variable")
+GRAPH_BREAK = _code("TF120", "the body breaks the graph, so Dynamo leaves the whole loop to Python",
+                    "replace the line that breaks it by tensor operations; TORCH_LOGS=graph_breaks shows more")
 # step
 RANDOM = _code("TF201", "the body draws random numbers, whose order a fused loop would change",
                "draw the noise for all steps before the loop")
