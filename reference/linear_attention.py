@@ -32,7 +32,7 @@ def linear_attention_normalised(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     o = torch.zeros_like(v)
     for i in range(q.shape[2]):
         s = s + k[:, :, i].unsqueeze(-1) @ v[:, :, i].unsqueeze(-2)
-        z += k[:, :, i]
+        z = z + k[:, :, i]
         numerator = (q[:, :, i].unsqueeze(-2) @ s).squeeze(-2)
         o[:, :, i] = numerator / ((q[:, :, i] * z).sum(-1, keepdim=True) + 1e-6)
     return o

@@ -17,7 +17,7 @@ def discounted_returns(rewards: Tensor, masks: Tensor, gamma: float = 0.99) -> T
         rewards.shape[0] + 1, *rewards.shape[1:], dtype=rewards.dtype, device=rewards.device
     )
     for t in reversed(range(rewards.shape[0])):
-        returns[t] = rewards[t] + gamma * masks[t] * returns[t + 1]
+        returns[t] = rewards[t] + gamma * masks[t] * returns[t + 1].clone()
     return returns[:-1]
 
 
