@@ -112,6 +112,6 @@ def _checked(name: str, value: Any) -> Any:
         raise OptionError(f"option {name!r} is {value!r}; use True or False")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise OptionError(f"option {name!r} is {value!r}; use one of {', '.join(map(repr, _CHOICES[name]))}")
-    if name == "chunk" and value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if name == "chunk" and value != "auto" and (type(value) is not int or value < 1):
         raise OptionError(f"option 'chunk' is {value!r}; use a positive integer or 'auto'")
     return value

@@ -45,8 +45,17 @@ def test_unknown_names_are_rejected_with_the_nearest():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"strict": 1}, {"inner": "tvm"}, {"target": "cuda"}, {"validate": True}, {"chunk": 0}, {"chunk": True},
-     {"chunk": "64"}, {"fast_forward": None}, {"inductor.": 1}],
+    [
+        {"strict": 1},
+        {"inner": "tvm"},
+        {"target": "cuda"},
+        {"validate": True},
+        {"chunk": 0},
+        {"chunk": True},
+        {"chunk": "64"},
+        {"fast_forward": None},
+        {"inductor.": 1},
+    ],
 )
 def test_values_are_checked(bad):
     with pytest.raises(OptionError, match=next(iter(bad))):

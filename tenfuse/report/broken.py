@@ -29,7 +29,8 @@ def broken_loops(failures: Iterable[Any]) -> list[LoopReport]:
         if loop is None:
             home, loop = failure.co_filename, _calling(failure, file, line)
         if loop is not None:
-            found.setdefault((home, loop.lineno), _kept(home, loop, f"{short(file)}:{line}", failure.fail_reason))
+            kept = _kept(home, loop, f"{short(file)}:{line}", failure.fail_reason)
+            found.setdefault((home, loop.lineno), kept)
     return list(found.values())
 
 

@@ -8,6 +8,7 @@ found from where Dynamo gave up and is reported as kept.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +31,11 @@ def explain(model: Callable[..., Any], *, graphs: bool = False, **options: Any) 
         earlier = {id(m) for m in get_compilation_metrics()}
         breaks = dict(counters["graph_break"])
         try:
-            torch.compile(model, backend=explain_backend(sink, pairs if graphs else None, **options))(*args, **kwargs)
+            backend = explain_backend(sink, pairs if graphs else None, **options)
+            torch.compile(model, backend=backend)(*args, **kwargs)
             failed = [m for m in get_compilation_metrics() if id(m) not in earlier and m.fail_reason]
-            why = [text.split("\n")[0] for text, n in counters["graph_break"].items() if n > breaks.get(text, 0)]
+            newly = counters["graph_break"] - collections.Counter(breaks)
+            why = [text.split("\n")[0] for text in newly]
         finally:
             torch._dynamo.reset()
         seen = {(r.file, r.line) for r in sink}

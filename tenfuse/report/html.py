@@ -35,7 +35,8 @@ pre, code, td.line { font: 13px/1.6 ui-monospace, SFMono-Regular, Menlo, Consola
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0 }
 dt { color: var(--dim) } dd { margin: 0; overflow-wrap: anywhere }
 details { margin-top: .8rem } summary { cursor: pointer; color: var(--dim) }
-details pre { overflow-x: auto; background: var(--code); border-radius: 6px; padding: .8rem 1rem; margin: .5rem 0 0 }
+details pre { overflow-x: auto; background: var(--code); border-radius: 6px; padding: .8rem 1rem;
+  margin: .5rem 0 0 }
 """
 
 
@@ -65,7 +66,7 @@ def _article(loop: LoopReport) -> str:
     items = "".join(f"<dt>{escape(name)}</dt><dd>{_value(name, value)}</dd>" for name, value in facts(loop))
     kernels = "".join(_folded(f"{name} ({language})", text) for name, language, text in loop.kernels)
     return (
-        f'<article class={loop.status}><header><b class={loop.status}>{loop.status}</b>'
+        f"<article class={loop.status}><header><b class={loop.status}>{loop.status}</b>"
         f'<h2 title="{escape(loop.file)}">{escape(loop.span)}</h2>{steps}</header>'
         f"{source}<dl>{items}</dl>{kernels}</article>"
     )

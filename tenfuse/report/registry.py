@@ -17,7 +17,7 @@ from tenfuse.report.report import LoopReport, Report
 _KEPT = 256
 _NONE: Mapping[str, int] = {}
 _history: collections.deque[tuple[Report, Mapping[str, int]]] = collections.deque(maxlen=_KEPT)
-_listener: contextvars.ContextVar[list[Report] | None] = contextvars.ContextVar("tenfuse_listener", default=None)
+_listener: contextvars.ContextVar[list[Report] | None] = contextvars.ContextVar("_listener", default=None)
 
 
 def record(report: Report, launches: Mapping[str, int] | None = None) -> None:

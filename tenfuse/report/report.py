@@ -119,7 +119,7 @@ class Report:
         body = {"schema": SCHEMA, **dataclasses.asdict(self)}
         for loop in body["loops"]:
             loop["kernels"] = [
-                {"name": name, "language": language, "source": source} for name, language, source in loop["kernels"]
+                dict(zip(("name", "language", "source"), k, strict=True)) for k in loop["kernels"]
             ]
             loop["source"] = [{"line": line, "text": text} for line, text in loop["source"]]
         body["graphs"] = [{"before": before, "after": after} for before, after in self.graphs]
@@ -145,7 +145,7 @@ class Report:
 
 
 def short(place: str) -> str:
-    """"/home/me/file.py:210" as "file.py:210"."""
+    """ "/home/me/file.py:210" as "file.py:210"."""
     return os.path.basename(place) if place else ""
 
 
@@ -155,7 +155,9 @@ def _place(span: Span) -> dict[str, Any]:
 
 def _loop(entry: dict[str, Any]) -> LoopReport:
     known = {f.name for f in dataclasses.fields(LoopReport)}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k in known}
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k in known
+    }
     fields["kernels"] = tuple((k["name"], k["language"], k["source"]) for k in entry["kernels"])
     fields["source"] = tuple((s["line"], s["text"]) for s in entry["source"])
     return LoopReport(**fields)

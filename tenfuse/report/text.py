@@ -59,7 +59,8 @@ def _headline(report: Report) -> Text:
 
 def _title(loop: LoopReport) -> Text:
     colour = _COLOUR[loop.status]
-    title = Text.assemble((f"{_SIGN[loop.status]} {loop.status}", f"bold {colour}"), "  ", (_path(loop), "bold"))
+    state = f"{_SIGN[loop.status]} {loop.status}"
+    title = Text.assemble((state, f"bold {colour}"), "  ", (_path(loop), "bold"))
     if loop.steps:
         title.append(f"  {loop.steps} step{'s' if loop.steps > 1 else ''}", "dim")
     return title
