@@ -55,7 +55,7 @@ class Copier:
         key = (storage.data_ptr() or id(x), x.dtype)
         if key not in self.flat:
             count = storage.nbytes() // x.element_size()
-            whole = torch.empty(0, dtype=x.dtype, device=x.device).set_(storage, 0, (count,)).detach()
+            whole = torch.empty(0, dtype=x.dtype, device=x.device).set_(storage, 0, (count,), (1,)).detach()
             new = whole.to(cast(x.dtype, self.target) if self.target else x.dtype, copy=True)
             if self.noise and (new.is_floating_point() or new.is_complex()):
                 sign = torch.randint(0, 2, new.shape, generator=self.random) * 2 - 1

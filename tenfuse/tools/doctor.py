@@ -1,0 +1,136 @@
+"""``tenfuse doctor``: is everything here that compiling needs, and does it work?
+
+Takes nothing; leaves one ``Check`` per thing looked at.  Each is tried, not looked up:
+the compiler compiles a file that is then loaded, the cache directory is written to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import importlib.util
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_SOURCE = """
+#include <cmath>
+extern "C" float tenfuse_doctor(int n) {
+  float sum = 0;
+#pragma omp parallel for reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += std::sqrt(4.0f);
+  return sum;
+}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """``ok`` is None for what is only worth knowing."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def examine() -> list[Check]:
+    looks = (_python, _torch, _backend, _compiler, _cache, _cores, _gpu, _triton)
+    return [_safely(look) for look in looks]
+
+
+def _safely(look: Callable[[], Check]) -> Check:
+    try:
+        return look()
+    except Exception as error:
+        return Check(look.__name__.strip("_"), False, f"{type(error).__name__}: {error}")
+
+
+def _python() -> Check:
+    system = f"{platform.system()} {platform.machine()}"
+    return Check("python", True, f"{platform.python_version()} on {system}")
+
+
+def _torch() -> Check:
+    import torch
+
+    from tenfuse import __version__
+
+    return Check("torch", True, f"{torch.__version__}, tenfuse {__version__}")
+
+
+def _backend() -> Check:
+    from torch._dynamo.backends.registry import list_backends
+
+    found = "tenfuse" in list_backends(exclude_tags=())
+    missing = "torch does not list it: install the package (pip install -e .), a path is not enough"
+    return Check("backend", found, 'torch.compile(model, backend="tenfuse")' if found else missing)
+
+
+def _compiler() -> Check:
+    compiler = _find_compiler()
+    if compiler is None:
+        return Check("compiler", False, "no g++ or clang++ found; install one or set CXX")
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "doctor.cpp"), Path(folder, "doctor.so")
+        source.write_text(_SOURCE)
+        start = time.perf_counter()
+        flags = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
+        done = subprocess.run(
+            [compiler, *flags, str(source), "-o", str(library)], capture_output=True, text=True, timeout=120
+        )
+        if done.returncode:
+            return Check("compiler", False, f"{compiler} failed: {done.stderr.strip().splitlines()[:1]}")
+        seconds = time.perf_counter() - start
+        call = ctypes.CDLL(str(library)).tenfuse_doctor
+        call.restype = ctypes.c_float
+        right = call(64) == 128.0
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
+    detail = f"{compiler}, {version.stdout.splitlines()[0]}, a file with OpenMP in {seconds:.1f} s"
+    return Check("compiler", right, detail if right else f"{compiler} builds code that computes nonsense")
+
+
+def _find_compiler() -> str | None:
+    import shutil
+
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    return next((path for name in wanted if (path := shutil.which(name))), None)
+
+
+def _cache() -> Check:
+    from tenfuse.runtime.cache import directory
+
+    folder = Path(directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(b"tenfuse")
+    entries = [p for p in folder.rglob("*") if p.is_file()]
+    size = sum(p.stat().st_size for p in entries) / 2**20
+    return Check("cache", True, f"{folder}: {len(entries)} files, {size:.1f} MiB")
+
+
+def _cores() -> Check:
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Check("cores", None, f"{usable} usable, {torch.get_num_threads()} torch threads")
+
+
+def _gpu() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("gpu", None, "none that torch can use")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Check("gpu", None, ", ".join(names))
+
+
+def _triton() -> Check:
+    from importlib.metadata import version
+
+    if importlib.util.find_spec("triton") is None:
+        return Check("triton", None, "not installed (only needed for GPUs)")
+    return Check("triton", None, version("triton"))

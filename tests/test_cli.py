@@ -1,0 +1,131 @@
+"""The command line, as far as it does not depend on what the compiler finds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tenfuse.cli import main
+from tenfuse.tools.target import UsageError, resolve, tensor
+
+MODEL = """\
+import torch
+from torch import nn
+
+
+class Ema(nn.Module):
+    def __init__(self, decay=0.5):
+        super().__init__()
+        self.decay = nn.Parameter(torch.tensor(decay))
+
+    def forward(self, x):
+        h = torch.zeros_like(x[:, 0])
+        out = []
+        for t in range(x.shape[1]):
+            h = self.decay * h + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+class Needy(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+
+
+instance = Ema(0.25)
+
+
+def breaks(x):
+    h = x[:, 0]
+    for t in range(x.shape[1]):
+        h = h * x[:, t].sum().item()
+    return h
+
+
+def raises(x):
+    raise ValueError("of the model")
+
+
+def example_inputs():
+    return (torch.ones(2, 6, 3),)
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some_model.py"
+    path.write_text(MODEL)
+    return str(path)
+
+
+def failure(capsys, *arguments):
+    assert main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("tenfuse: ")
+    return err
+
+
+def test_targets(file, tmp_path, monkeypatch):
+    target = resolve(f"{file}:Ema")
+    assert target.model.decay.item() == 0.5 and target.args[0].shape == (2, 6, 3)
+    assert resolve(f"{file}:instance").model.decay.item() == 0.25
+    assert resolve(f"{file}:instance.forward").model(*target.args).shape == (2, 6, 3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resolve("some_model:breaks", ["f32[1,4,2]"]).args[0].shape == (1, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("Ema", "write module:name or path.py:name"),
+        ("nowhere.py:Ema", "there is no file nowhere.py"),
+        ("no_such_module:Ema", "importing no_such_module failed: ModuleNotFoundError"),
+        ("{file}:Emma", "has no 'Emma'; did you mean 'Ema'?"),
+        ("{file}:Needy", "cannot be built without arguments"),
+    ],
+)
+def test_bad_targets_are_one_clear_line(file, capsys, target, message):
+    assert message in failure(capsys, "explain", target.format(file=file))
+
+
+def test_bad_options_and_inputs(file, capsys):
+    assert "did you mean 'target'" in failure(capsys, "explain", f"{file}:Ema", "--option", "taget=cpp")
+    assert "f32[2,64,16]" in failure(capsys, "check", f"{file}:Ema", "--input", "float[2]")
+
+
+def test_inputs():
+    x = tensor("bf16[2, 3]")
+    assert (x.dtype, tuple(x.shape)) == (torch.bfloat16, (2, 3))
+    n = tensor("i64[1000]<5")
+    assert n.dtype == torch.int64 and (int(n.min()), int(n.max())) == (0, 4)
+    assert tensor("f64[]").dim() == 0 and tensor("c128[2]").dtype == torch.complex128
+    assert tensor("bool[4]").dtype == torch.bool
+    for bad in ("f32", "f32[a]", "f99[2]", "f32[2]<3", "f32[2]; x"):
+        with pytest.raises(UsageError):
+            tensor(bad)
+
+
+def test_doctor_tries_things(capsys):
+    main(["doctor", "--format", "json"])
+    checks = {c["name"]: c for c in json.loads(capsys.readouterr().out)}
+    assert checks["python"]["ok"] and checks["torch"]["ok"] and checks["compiler"]["ok"]
+    assert str(torch.__version__) in checks["torch"]["detail"]
+
+
+def test_doctor_names_a_missing_compiler(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["doctor"]) == 1
+    assert "install one or set CXX" in capsys.readouterr().out
+
+
+def test_help_and_version_do_not_import_torch():
+    lines = [
+        "import sys, tenfuse.cli as cli",
+        "try: cli.main(['--help'])",
+        "except SystemExit: pass",
+        "assert 'torch' not in sys.modules and 'rich' not in sys.modules",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True)
