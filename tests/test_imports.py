@@ -1,0 +1,110 @@
+"""The import rules of the design: who may know about whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tenfuse
+from tenfuse.tools.codes import table
+
+ROOT = Path(tenfuse.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+STAGES = {"capture", "step", "algebra", "plan", "emit", "runtime", "rewrite"}
+IR = {
+    "tenfuse.capture.loop", "tenfuse.step.program", "tenfuse.step.functions",
+    "tenfuse.algebra.recurrence", "tenfuse.plan.plan", "tenfuse.plan.kernel",
+}  # fmt: skip
+"""The frozen types handed from stage to stage, and the table of functions they name."""
+
+EDITS = {"erase_node", "replace_all_uses_with", "replace_input_with", "inserting_before", "inserting_after"}
+OWN_GRAPH = {"step/normalize.py"}
+"""Edits a graph it has traced itself a moment before: nobody else holds it."""
+
+
+def imported(path):
+    """``(module, at the top level of the file)`` of every import."""
+    tree = ast.parse(path.read_text())
+    top = {id(n) for n in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", id(node) in top
+            for alias in node.names:
+                if (
+                    (ROOT.parent / f"{node.module}.{alias.name}".replace(".", "/"))
+                    .with_suffix(".py")
+                    .exists()
+                ):
+                    yield f"{node.module}.{alias.name}", id(node) in top
+
+
+def stage(path):
+    first = path.relative_to(ROOT).parts[0]
+    return first if first in STAGES else ""
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if stage(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_stages_do_not_import_each_other(path):
+    own = f"tenfuse.{stage(path)}"
+    allowed = {"tenfuse", "tenfuse.reasons", "tenfuse.config"} | IR
+    packages = {name.rpartition(".")[0] for name in allowed}
+    foreign = {
+        name for name, _ in imported(path)
+        if name.split(".")[0] == "tenfuse"
+        and name not in allowed | packages
+        and name != own
+        and not name.startswith(f"{own}.")
+    }  # fmt: skip
+    assert not foreign
+
+
+@pytest.mark.parametrize(("package", "home"), [("triton", "runtime"), ("sympy", "algebra")])
+def test_heavy_packages_stay_in_their_stage(package, home):
+    users = {
+        str(path.relative_to(ROOT)) for path in FILES
+        if any(name.split(".")[0] == package for name, _ in imported(path))
+    }  # fmt: skip
+    assert {u for u in users if not u.startswith(f"{home}/")} == set()
+
+
+def test_only_rewrite_edits_graphs():
+    def edits(path):
+        return {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)} & EDITS
+
+    places = {str(path.relative_to(ROOT)) for path in FILES if edits(path)}
+    assert {p for p in places - OWN_GRAPH if not p.startswith("rewrite/")} == set()
+
+
+def test_nothing_below_imports_what_is_above():
+    above = ("tenfuse.cli", "tenfuse.tools", "tenfuse.testing", "tenfuse.backend")
+    for path in FILES:
+        if stage(path):
+            assert not [name for name, _ in imported(path) if name.startswith(above)], path
+
+
+def test_one_broad_except_on_the_path():
+    broad = []
+    for path in FILES:
+        if not stage(path) and path.name != "backend.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = ast.unparse(node.type) if isinstance(node, ast.ExceptHandler) and node.type else ""
+            if isinstance(node, ast.ExceptHandler) and (not names or "Exception" in names.split()):
+                broad.append(str(path.relative_to(ROOT)))
+    assert set(broad) <= {"backend.py"}
+
+
+def test_importing_tenfuse_imports_next_to_nothing():
+    code = "import sys, tenfuse, tenfuse.config, tenfuse.testing, tenfuse.testing.plugin; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert not {"torch", "rich", "numpy", "sympy", "triton", "hypothesis"} & set(modules.split())
+
+
+def test_the_table_of_codes_is_up_to_date():
+    written = (ROOT.parent / "docs" / "reasons.md").read_text()
+    assert written == table(), "run `make docs`"
