@@ -17,7 +17,7 @@ fault of the stage that built it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 AxisName = str
 Ref = int
@@ -67,6 +67,15 @@ def arguments(node: Node) -> tuple[Ref, ...]:
     return (node.arg,) if isinstance(node, Contract) else ()
 
 
+def node_axes(node: Node, axes: Sequence[frozenset[AxisName]]) -> frozenset[AxisName]:
+    """The axes of ``node``, given those of the nodes before it."""
+    if isinstance(node, Input):
+        return frozenset(node.axes)
+    if isinstance(node, Contract):
+        return axes[node.arg] - node.axes
+    return frozenset().union(*(axes[a] for a in arguments(node)))
+
+
 @dataclasses.dataclass(frozen=True)
 class CarrySpec:
     """A carry: ``axes`` name its dimensions on entry, ``next_axes`` those of ``next``.
@@ -107,19 +116,19 @@ class StepProgram:
         """The axes of every node, in node order."""
         found: list[frozenset[AxisName]] = []
         for node in self.nodes:
-            if isinstance(node, Input):
-                found.append(frozenset(node.axes))
-            elif isinstance(node, Const):
-                found.append(frozenset())
-            elif isinstance(node, Pointwise):
-                found.append(frozenset().union(*(found[a] for a in node.args)))
-            else:
-                found.append(found[node.arg] - node.axes)
+            found.append(node_axes(node, found))
         return tuple(found)
 
     def inputs(self, kind: str) -> dict[int, tuple[AxisName, ...]]:
-        """``index -> axes`` of the inputs of one kind that the program reads."""
-        found = {n.index: n.axes for n in self.nodes if isinstance(n, Input) and n.kind == kind}
+        """``index -> axes`` of the inputs of one kind that the program reads.
+
+        One tensor may be read under several namings (S and its transpose); the names
+        given are those of the first.  Sizes agree position by position.
+        """
+        found: dict[int, tuple[AxisName, ...]] = {}
+        for node in self.nodes:
+            if isinstance(node, Input) and node.kind == kind:
+                found.setdefault(node.index, node.axes)
         return dict(sorted(found.items()))
 
     def roots(self) -> Iterator[Ref]:
@@ -172,6 +181,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.axes: list[frozenset[AxisName]] = []
         self._index: dict[tuple[Node, str], Ref] = {}
 
     def add(self, node: Node) -> Ref:
@@ -179,6 +189,7 @@ class Builder:
         if key not in self._index:
             self._index[key] = len(self.nodes)
             self.nodes.append(node)
+            self.axes.append(node_axes(node, self.axes))
         return self._index[key]
 
     def input(self, kind: str, index: int, axes: tuple[AxisName, ...]) -> Ref:
@@ -188,6 +199,9 @@ class Builder:
         return self.add(Const(float(value)))
 
     def call(self, fn: str, *args: Ref) -> Ref:
+        for one, other in (args, args[::-1]) if fn == "mul" else ():
+            if self.nodes[one] == Const(1.0):
+                return other
         return self.add(Pointwise(fn, args))
 
     def contract(self, arg: Ref, *axes: AxisName, op: str = "sum") -> Ref:
