@@ -1,0 +1,25 @@
+"""The machine an emitter writes for: vector width and number of vector registers.
+
+Takes and leaves nothing else.  The text is plain C++ with the vector extensions that GCC
+and Clang share, so an ``Isa`` only steers choices; any of them is correct anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Isa:
+    name: str
+    vector_bytes: int
+    registers: int
+
+    def lanes(self, compute: str) -> int:
+        return self.vector_bytes // (8 if compute == "f64" else 4)
+
+
+AVX512 = Isa("avx512", 64, 32)
+AVX2 = Isa("avx2", 32, 16)
+SSE = Isa("sse", 16, 16)
+NEON = Isa("neon", 16, 32)

@@ -1,0 +1,504 @@
+"""A whole kernel as C++ text.
+
+Takes a ``Kernel`` and an ``Isa``; leaves the source of one ``extern "C"`` function
+
+    int kernel(char *const *P, const int64_t *S, const int64_t *N, int64_t steps, int threads)
+
+with ``P`` one pointer per operand, ``S`` their strides in entries (time first where the
+operand has it, then its axes), ``N`` the sizes of all axes in sorted order.  It returns 0,
+or 1 when scratch memory ran out.  Names come from counters only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from tenfuse.emit.cpp.isa import Isa
+from tenfuse.emit.cpp.nest import Access, NestWriter
+from tenfuse.emit.cpp.preamble import STORAGE, preamble
+from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store, reads_carry
+from tenfuse.emit.cpp.spaces import Axis, choose
+from tenfuse.plan.kernel import Kernel, Operand
+from tenfuse.step.program import AxisName, CarrySpec, Input, OutSpec, Ref, StepProgram
+
+Size = int | str
+TIMED = ("stream", "save")
+
+
+def timed(kernel: Kernel, operand: Operand) -> bool:
+    """Whether the operand's first stride is that of time (or of chunks)."""
+    if operand.role == "out":
+        return not kernel.program.outs[operand.index].accumulate
+    return operand.role in TIMED
+
+
+def times(a: Size, b: Size) -> Size:
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    return b if a == 1 else a if b == 1 else f"({a} * {b})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """Scratch of one task: ``places`` are the positions that have an extent, the unit one last."""
+
+    name: str
+    places: tuple[int, ...]
+    strides: tuple[Size, ...]
+    size: Size
+
+    def access(self, axes: tuple[AxisName, ...], pointer: str = "") -> Access:
+        dims = tuple((axes[p], str(s)) for p, s in zip(self.places, self.strides, strict=True))
+        return Access(pointer or self.name, dims, padded=True)
+
+
+class KernelWriter:
+    """Collects pointers, scratch and nests, then lays out the text."""
+
+    def __init__(self, kernel: Kernel, isa: Isa) -> None:
+        self.kernel, self.isa = kernel, isa
+        self.lanes = isa.lanes(kernel.compute)
+        self.spaces, self.last, self.state_last = choose(kernel, isa)
+        self.arrays: list[tuple[Array, int]] = []
+        self.pointers: dict[tuple[int, tuple[AxisName, ...]], int] = {}
+        self.packs: dict[tuple[int, tuple[AxisName, ...], AxisName | None], Array] = {}
+        self.work = 0
+
+    # -- scratch and operands -----------------------------------------------------------
+
+    def array(self, axes: tuple[AxisName, ...], last: int | None, copies: int = 1) -> Array:
+        """Scratch over the local axes among ``axes``; ``last`` is the position with stride 1."""
+        places = [p for p, a in enumerate(axes) if self.spaces.axes[a].kind != "task"]
+        if last in places:
+            places.remove(last)  # type: ignore[arg-type]
+            places.append(last)  # type: ignore[arg-type]
+        size: Size = 1
+        strides: list[Size] = []
+        for n, p in enumerate(reversed(places)):
+            strides.append(size)
+            extent = self.spaces.axes[axes[p]].capacity
+            if n == 0:
+                extent = self._padded(extent)
+            size = times(size, extent)
+        size = self._padded(size) if not places else size
+        found = Array(f"w{len(self.arrays)}", tuple(places), tuple(reversed(strides)), size)
+        self.arrays.append((found, copies))
+        return found
+
+    def _padded(self, extent: Size) -> Size:
+        if isinstance(extent, int):
+            return -(-max(extent, 1) // self.lanes) * self.lanes
+        return f"(({extent} + {self.lanes}) / {self.lanes} * {self.lanes})"
+
+    def operand(self, role: str, index: int) -> int | None:
+        for i, o in enumerate(self.kernel.operands):
+            if o.role == role and o.index == index:
+                return i
+        return None
+
+    def outside(self, role: str, index: int, axes: tuple[AxisName, ...]) -> Access:
+        """An operand, its dimensions read under the names ``axes``."""
+        place = self.operand(role, index)
+        assert place is not None, f"the kernel has no operand for {role} {index}"
+        operand = self.kernel.operands[place]
+        assert len(axes) == len(operand.axes)
+        number = self.pointers.setdefault((place, axes), len(self.pointers))
+        letter = "q" if timed(self.kernel, operand) else "p"
+        first = 1 if timed(self.kernel, operand) else 0
+        dims = []
+        for p, a in enumerate(axes):
+            if self.spaces.axes[a].kind == "task":
+                continue
+            unit = operand.unit is not None and operand.axes[p] == operand.unit
+            dims.append((a, "1" if unit else f"s{place}_{p + first}"))
+        return Access(f"{letter}{number}", tuple(dims))
+
+    def constant(self, index: int, axes: tuple[AxisName, ...], x: AxisName | None) -> Access:
+        """An invariant: read where it lies if that suits, else from a packed copy."""
+        place = self.operand("constant", index)
+        assert place is not None, f"the kernel has no operand for invariant {index}"
+        operand = self.kernel.operands[place]
+        local = self.spaces.local(axes)
+        unit = axes[operand.axes.index(operand.unit)] if operand.unit in operand.axes else None
+        if not local:
+            return self.outside("constant", index, axes)
+        same = operand.dtype == self.kernel.compute
+        if x not in local:
+            if same:
+                return self.outside("constant", index, axes)
+            x = None
+        elif unit == x and same:
+            extent = self.spaces.axes[str(x)].extent
+            if not isinstance(extent, int) or extent % self.lanes == 0:
+                return self.outside("constant", index, axes)
+        key = (index, axes, x)
+        if key not in self.packs:
+            self.packs[key] = self.array(axes, axes.index(x) if x in axes else None)
+        return self.packs[key].access(axes)
+
+    # -- steps --------------------------------------------------------------------------
+
+    def copy(self, axes: tuple[AxisName, ...], source: Access, target: Access) -> list[str]:
+        """Lines that copy one tensor of a task."""
+        program = StepProgram((Input("carry", 0, axes),), self.sizes(), (CarrySpec(axes, 0, axes),), ())
+        kernel = dataclasses.replace(self.kernel, program=program, recompute=None, operands=())
+        scheduler = Scheduler(kernel, program, self.spaces, self.isa, {}, {})
+        local = self.spaces.local(axes)
+        units = [a for a, s in target.dims if s == "1"] or [a for a, s in source.dims if s == "1"]
+        both = [a for a, s in source.dims if s == "1" and (a, "1") in target.dims]
+        x = (both or units or [None])[0]
+        order = sorted(local - {x}, key=lambda a: self.spaces.axes[a].id) + ([x] if x else [])
+        nest = Nest(order, x, {}, [], [Store(0, local, ("copy", 0))])
+        return NestWriter(scheduler, nest, lambda r: source, lambda s: target).text()
+
+    def sizes(self) -> dict[AxisName, int]:
+        second = self.kernel.recompute.sizes if self.kernel.recompute else {}
+        return {**second, **self.kernel.program.sizes}
+
+    def nests(
+        self, program: StepProgram, last: dict[int, int],
+        old: Callable[[int], Access | None], new: Callable[[int, tuple[AxisName, ...], bool], Access],
+        sums: dict[int, Array],
+    ) -> tuple[list[str], dict[int, bool]]:
+        """The lines of one step; and which carries may be updated in place."""
+        scheduler = Scheduler(self.kernel, program, self.spaces, self.isa, last, self.state_last)
+        nests = scheduler.run()
+        inplace = {i: self._in_place(program, scheduler, nests, i) for i in range(len(program.carries))}
+        scratch: dict[Ref, Array] = {}
+        lines: list[str] = []
+        names = program.nodes
+        axes = {r: tuple(sorted(scheduler.axes[r])) for r in range(len(names))}
+
+        def hold(ref: Ref, x: AxisName | None) -> Access:
+            if ref not in scratch:
+                scratch[ref] = self.array(axes[ref], axes[ref].index(x) if x in axes[ref] else None)
+            return scratch[ref].access(axes[ref])
+
+        for nest in nests:
+            x = nest.x
+
+            def read(ref: Ref, nest: Nest = nest, x: AxisName | None = x) -> Access:
+                node = names[ref]
+                if ref in nest.kept or not isinstance(node, Input):
+                    return hold(ref, x)
+                if node.kind == "invariant":
+                    return self.constant(node.index, node.axes, x)
+                if node.kind == "stream":
+                    return self.outside("stream", node.index, node.axes)
+                found = old(ref)
+                assert found is not None
+                return found
+
+            def write(store: Store, x: AxisName | None = x) -> Access:
+                kind, index = store.target
+                if kind == "scratch":
+                    return hold(index, x)
+                if kind == "carry":
+                    return new(index, program.carries[index].next_axes, inplace[index])
+                if kind == "out":
+                    return self.outside("out", index, program.outs[index].axes)
+                out = program.outs[index].axes
+                if index not in sums:
+                    sums[index] = self.array(out, out.index(x) if x in out else None)
+                return sums[index].access(out)
+
+            lines += NestWriter(scheduler, nest, read, write).text()
+            self.work += self._volume(nest)
+        return lines, inplace
+
+    def _volume(self, nest: Nest) -> int:
+        total = 1
+        for a in nest.order:
+            total *= max(1, self.spaces.axes[a].trips)
+        return max(1, total // (self.lanes if nest.x else 1))
+
+    def _in_place(self, program: StepProgram, scheduler: Scheduler, nests: list[Nest], index: int) -> bool:
+        """Whether nothing reads the old carry after, or elsewhere while, the new one is written."""
+        spec = program.carries[index]
+        written = next(j for j, n in enumerate(nests) if any(s.target == ("carry", index) for s in n.stores))
+        for j, nest in enumerate(nests):
+            found = reads_carry(program, scheduler.computed(nest) - nest.kept, index)
+            if found and j > written:
+                return False
+            if j == written and any(axes != spec.next_axes for axes in found):
+                return False
+        return True
+
+    # -- the task -----------------------------------------------------------------------
+
+    def text(self) -> str:
+        body = self._backward() if self.kernel.backward else self._forward()
+        packs = [self.copy(axes, self.outside("constant", i, axes), array.access(axes))
+                 for (i, axes, _), array in list(self.packs.items())]
+        head = self._strides() + self._pointers() + self._scratch()
+        task = head + [line for pack in packs for line in pack] + body
+        return (
+            preamble(self.kernel.compute, self.lanes)
+            + self._signature() + " {\n" + "".join(f"  {line}\n" for line in task) + "}\n\n"
+            + self._entry()
+        )
+
+    def _carries(self) -> tuple[list[Array], list[str]]:
+        """Arrays of the program's carries and the lines that fill them."""
+        arrays, lines = [], []
+        for i, carry in enumerate(self.kernel.program.carries):
+            arrays.append(self.array(carry.axes, self.last.get(i)))
+            lines.append(f"T* c{i} = {arrays[i].name};")
+            if self.operand("init", i) is None:
+                lines.append(f"memset(c{i}, 0, sizeof(T) * {arrays[i].size});")
+            else:
+                lines += self.copy(carry.axes, self.outside("init", i, carry.axes), arrays[i].access(carry.axes, f"c{i}"))
+        return arrays, lines
+
+    def _program_step(self, arrays: list[Array], states: Callable[[int], Access] | None, sums: dict[int, Array]) -> tuple[list[str], list[str]]:
+        """Lines before the loop, and of one step of the kernel's program."""
+        program = self.kernel.program
+
+        def old(ref: Ref) -> Access:
+            node = program.nodes[ref]
+            assert isinstance(node, Input)
+            if node.kind == "state":
+                assert states is not None
+                return states(ref)
+            return arrays[node.index].access(node.axes, f"c{node.index}")
+
+        def new(i: int, axes: tuple[AxisName, ...], inplace: bool) -> Access:
+            return arrays[i].access(axes, f"c{i}" if inplace else f"d{i}")
+
+        lines, inplace = self.nests(program, self.last, old, new, sums)
+        before = []
+        for i, fine in inplace.items():
+            if not fine:
+                copy = self.array(program.carries[i].axes, self.last.get(i))
+                before.append(f"T* d{i} = {copy.name};")
+                lines.append(f"{{ T* e = c{i}; c{i} = d{i}; d{i} = e; }}")
+        for array in sums.values():
+            before.append(f"memset({array.name}, 0, sizeof(T) * {array.size});")
+        return before, lines
+
+    def _finish(self, arrays: list[Array], sums: dict[int, Array]) -> list[str]:
+        """Copy final carries and summed outputs to their tensors."""
+        lines = []
+        for i, carry in enumerate(self.kernel.program.carries):
+            if self.operand("final", i) is not None:
+                lines += self.copy(carry.axes, arrays[i].access(carry.axes, f"c{i}"), self.outside("final", i, carry.axes))
+        for i, array in sums.items():
+            axes = self.kernel.program.outs[i].axes
+            lines += self.copy(axes, array.access(axes), self.outside("out", i, axes))
+        return lines
+
+    def _time_pointers(self, names: list[str], time: str) -> list[str]:
+        """Definitions of the per-step pointers that ``names`` (lines of text) use."""
+        text = "\n".join(names)
+        lines = []
+        for (place, _), number in self.pointers.items():
+            operand = self.kernel.operands[place]
+            if timed(self.kernel, operand) and operand.role != "save" and _uses(text, f"q{number}"):
+                lines.append(f"{self._ctype(operand)}* const q{number} = p{number} + t * s{place}_0;")
+        return [f"const int64_t t = {time};", *lines] if lines else []
+
+    def _forward(self) -> list[str]:
+        arrays, lines = self._carries()
+        sums: dict[int, Array] = {}
+        before, step = self._program_step(arrays, None, sums)
+        lines += before
+        saves: list[str] = []
+        if self.kernel.checkpoint:
+            for i, carry in enumerate(self.kernel.program.carries):
+                if self.operand("save", i) is not None:
+                    saves += self._save(i, carry.axes, arrays[i].access(carry.axes, f"c{i}"), True, "r / " + str(self.kernel.checkpoint))
+        lines.append("for (int64_t r = 0; r < steps; r++) {")
+        if saves:
+            lines += [f"if (r % {self.kernel.checkpoint} == 0) {{", *saves, "}"]
+        lines += self._time_pointers(step, "steps - 1 - r" if self.kernel.reverse else "r")
+        lines += [*step, "}"]
+        return lines + self._finish(arrays, sums)
+
+    def _save(self, i: int, axes: tuple[AxisName, ...], state: Access, out: bool, slot: str) -> list[str]:
+        """Copy a carry to its checkpoint, or back."""
+        place = self.operand("save", i)
+        outside = self.outside("save", i, axes)
+        kind = self._ctype(self.kernel.operands[place or 0])
+        number = outside.pointer[1:]
+        lines = ["{", f"{kind}* const {outside.pointer} = p{number} + ({slot}) * s{place}_0;"]
+        lines += self.copy(axes, state, outside) if out else self.copy(axes, outside, state)
+        return [*lines, "}"]
+
+    def _backward(self) -> list[str]:
+        forward = self.kernel.recompute
+        assert forward is not None
+        chunk = max(1, self.kernel.checkpoint)
+        arrays, lines = self._carries()
+        history = [self.array(c.axes, self.state_last.get(i), chunk) for i, c in enumerate(forward.carries)]
+        sums: dict[int, Array] = {}
+
+        def state(ref: Ref) -> Access:
+            node = self.kernel.program.nodes[ref]
+            assert isinstance(node, Input)
+            return history[node.index].access(node.axes, f"h{node.index}")
+
+        before, step = self._program_step(arrays, state, sums)
+        lines += before
+        needed = any(isinstance(n, Input) and n.kind == "state" for n in self.kernel.program.nodes)
+        reverse = self.kernel.reverse
+        lines += [
+            f"for (int64_t z = (steps + {chunk - 1}) / {chunk} - 1; z >= 0; z--) {{",
+            f"const int64_t first = z * {chunk}, many = steps - first < {chunk} ? steps - first : {chunk};",
+        ]
+        slots = [f"T* const h{i} = {a.name} + k * {a.size};" for i, a in enumerate(history)]
+        if needed:
+            for i, carry in enumerate(forward.carries):
+                lines += self._save(i, carry.axes, history[i].access(carry.axes), False, "z")
+            again, _ = self.nests(
+                forward, self.state_last,
+                lambda ref: self._history(history, forward, ref),
+                lambda i, axes, inplace: history[i].access(axes, f"g{i}"), {},
+            )
+            nexts = [f"T* const g{i} = h{i} + {a.size};" for i, a in enumerate(history)]
+            lines += ["for (int64_t k = 0; k + 1 < many; k++) {", *slots, *nexts]
+            lines += self._time_pointers(again, "steps - 1 - first - k" if reverse else "first + k")
+            lines += [*again, "}"]
+        lines += ["for (int64_t k = many - 1; k >= 0; k--) {", *(slots if needed else [])]
+        lines += self._time_pointers(step, "steps - 1 - first - k" if reverse else "first + k")
+        lines += [*step, "}", "}"]
+        return lines + self._finish(arrays, sums)
+
+    def _history(self, history: list[Array], forward: StepProgram, ref: Ref) -> Access:
+        node = forward.nodes[ref]
+        assert isinstance(node, Input)
+        return history[node.index].access(node.axes, f"h{node.index}")
+
+    # -- heads --------------------------------------------------------------------------
+
+    def _ctype(self, operand: Operand) -> str:
+        const = "const " if self._input(operand) else ""
+        return const + STORAGE[operand.dtype]
+
+    def _input(self, operand: Operand) -> bool:
+        if operand.role == "save":
+            return self.kernel.backward
+        return operand.role in ("init", "stream", "constant")
+
+    def _strides(self) -> list[str]:
+        lines, n = [], 0
+        for i, o in enumerate(self.kernel.operands):
+            for p in range(len(o.axes) + timed(self.kernel, o)):
+                lines.append(f"const int64_t s{i}_{p} = S[{n}]; (void)s{i}_{p};")
+                n += 1
+        for i in range(len(self.spaces.axes)):
+            lines.append(f"const int64_t N{i} = N[{i}]; (void)N{i};")
+        lines.append("int64_t rest = task;")
+        for axis in reversed([self.spaces.axes[a] for a in self.spaces.task_axes()]):
+            i = axis.id
+            if axis.kind == "task":
+                lines.append(f"const int64_t o{i} = rest % N{i}; rest /= N{i};")
+                continue
+            tile = axis.extent if isinstance(axis.extent, int) else f"L[{i}]"
+            lines.append(f"const int64_t m{i} = (N{i} + {tile} - 1) / {tile}, o{i} = rest % m{i} * {tile}; rest /= m{i};")
+            if not isinstance(axis.extent, int):
+                lines.append(f"const int64_t n{i} = N{i} - o{i} < {tile} ? N{i} - o{i} : {tile};")
+        return lines
+
+    def _pointers(self) -> list[str]:
+        lines = []
+        for (place, axes), number in self.pointers.items():
+            operand = self.kernel.operands[place]
+            first = 1 if timed(self.kernel, operand) else 0
+            kind = self._ctype(operand)
+            terms = [f"({kind}*)P[{place}]"]
+            for p, a in enumerate(axes):
+                if self.spaces.axes[a].kind != "full":
+                    terms.append(f"o{self.spaces.axes[a].id} * s{place}_{p + first}")
+            lines.append(f"{kind}* const p{number} = {' + '.join(terms)};")
+        return lines
+
+    def _scratch(self) -> list[str]:
+        lines, offset = [], "arena"
+        for array, copies in self.arrays:
+            lines.append(f"T* const {array.name} = {offset}; const int64_t {array.name}_size = {array.size}; (void){array.name}_size;")
+            offset = f"{array.name} + {times(array.size, copies)}"
+        return lines
+
+    def _signature(self) -> str:
+        return (
+            "static void run(char* const* P, const int64_t* S, const int64_t* N, const int64_t* L,\n"
+            "                int64_t steps, int64_t task, T* arena)"
+        )
+
+    def _entry(self) -> str:
+        lines = [f"const int64_t N{i} = N[{i}]; (void)N{i};" for i in range(len(self.spaces.axes))]
+        lines.append(f"int64_t L[{len(self.spaces.axes) + 1}] = {{0}};")
+        lines.append("int64_t tasks = 1;")
+        tiles: list[tuple[AxisName, Axis]] = []
+        for a in self.spaces.task_axes():
+            axis = self.spaces.axes[a]
+            if axis.kind == "task":
+                lines.append(f"tasks *= N{axis.id};")
+            elif isinstance(axis.extent, int):
+                lines.append(f"tasks *= (N{axis.id} + {axis.extent - 1}) / {axis.extent};")
+            else:
+                tiles.append((a, axis))
+        lines.append("if (tasks == 0) return 0;")
+        for a, axis in sorted(tiles, key=lambda t: t[0] == self.spaces.row):
+            lines += self._tile(a, axis)
+        need = " + ".join(str(times(a.size, c)) for a, c in self.arrays) or "0"
+        return "\n".join([
+            'extern "C" int kernel(char* const* P, const int64_t* S, const int64_t* N, int64_t steps, int threads) {',
+            *(f"  {line}" for line in lines),
+            "  if (tasks == 0) return 0;",
+            f"  const int64_t need = {need} + W;",
+            f"  if ((double)tasks * (double)(steps + 1) * {max(1, self.work)}.0 < 20000.0) threads = 1;",
+            "  if (threads > tasks) threads = (int)tasks;",
+            "  int failed = 0;",
+            "  #pragma omp parallel num_threads(threads) if (threads > 1)",
+            "  {",
+            "    void* memory = 0;",
+            "    if (posix_memalign(&memory, 64, (size_t)need * sizeof(T)) != 0) {",
+            "      #pragma omp atomic write",
+            "      failed = 1;",
+            "      memory = 0;",
+            "    }",
+            "    #pragma omp for schedule(dynamic, 1)",
+            "    for (int64_t task = 0; task < tasks; task++)",
+            "      if (memory) run(P, S, N, L, steps, task, (T*)memory);",
+            "    free(memory);",
+            "  }",
+            "  return failed;",
+            "}", "",
+        ])
+
+    def _tile(self, name: AxisName, axis: Axis) -> list[str]:
+        """The run of a tile axis that one task takes, chosen at launch."""
+        i = axis.id
+        shared = name == self.spaces.row and self.spaces.shared
+        parts = "threads" if shared else "4 * threads"
+        grain = 1 if name == self.spaces.row else 4 * self.lanes
+        return [
+            f"{{ const int64_t want = ({parts} + tasks - 1) / tasks;",
+            f"  int64_t tile = ((N{i} + want - 1) / want + {grain - 1}) / {grain} * {grain};",
+            f"  if (tile > {axis.capacity}) tile = {axis.capacity};",
+            "  if (tile < 1) tile = 1;",
+            f"  L[{i}] = tile; tasks *= (N{i} + tile - 1) / tile; }}",
+        ]
+
+
+def _uses(text: str, name: str) -> bool:
+    """Whether ``name`` occurs as a whole word."""
+    at = text.find(name)
+    while at >= 0:
+        end = at + len(name)
+        if not (end < len(text) and (text[end].isalnum() or text[end] == "_")) and not (
+            at > 0 and (text[at - 1].isalnum() or text[at - 1] == "_")
+        ):
+            return True
+        at = text.find(name, end)
+    return False
+
+
+def emit(kernel: Kernel, isa: Isa) -> str:
+    """C++ source for ``kernel``."""
+    return KernelWriter(kernel, isa).text()
+
+
+__all__ = ["OutSpec", "emit", "timed"]

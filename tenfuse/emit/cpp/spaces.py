@@ -1,0 +1,337 @@
+"""Which axes become tasks, which tiles, which stay inside a task; and array layouts.
+
+Takes a ``Kernel`` and an ``Isa``; leaves ``Spaces``.  A *task* axis has one index per
+task; a *tile* axis is a parallel axis of which a task holds a run of entries (the vector
+axis of elementwise work, or the rows that share loads of one big constant); a *full* axis
+stays whole inside a task (every mixing axis must).  Refuses states too large for a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+from tenfuse.emit.cpp.isa import Isa
+from tenfuse.emit.cpp.preamble import cost
+from tenfuse.plan.kernel import Kernel, Operand
+from tenfuse.reasons import TOO_LARGE, refuse
+from tenfuse.step.program import AxisName, Const, Contract, Input, Pointwise, Ref, StepProgram, arguments
+
+STATE_LIMIT = 64 << 20
+"""Bytes of state that one task may hold after every parallel axis was tiled."""
+FORWARD_BUDGET = 32 << 10
+BACKWARD_BUDGET = 512 << 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """``extent`` is the number of entries a task holds (an int when fixed at emission,
+    else the C name of a variable), ``capacity`` the most it can be."""
+
+    kind: str
+    extent: int | str
+    capacity: int | str
+    id: int
+
+    @property
+    def trips(self) -> int:
+        """A guess at ``extent`` for cost estimates."""
+        return self.extent if isinstance(self.extent, int) else 64
+
+    @property
+    def total(self) -> str:
+        return f"N{self.id}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spaces:
+    axes: Mapping[AxisName, Axis]
+    row: AxisName | None
+    """The tile axis whose entries share loads, or that gives a narrow vector company."""
+    shared: bool
+    """Whether the rows share loads of a constant (then few threads should split them)."""
+    tile: AxisName | None
+    """The parallel axis that is vectorised, if a task holds a run of it."""
+
+    def local(self, axes: Iterable[AxisName]) -> frozenset[AxisName]:
+        return frozenset(a for a in axes if self.axes[a].kind != "task")
+
+    def task_axes(self) -> tuple[AxisName, ...]:
+        return tuple(a for a, x in self.axes.items() if x.kind in ("task", "tile"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One sweep a step needs: its axes, what it loads (with the unit axis of each load,
+    ``ANY`` where it can be packed), what it stores and the axes it contracts."""
+
+    axes: frozenset[AxisName]
+    loads: tuple[tuple[frozenset[AxisName], AxisName | None], ...]
+    ops: int
+    contracted: frozenset[AxisName]
+    store: tuple[AxisName, ...] = ()
+    unit: AxisName | None = None
+
+
+ANY = "*"
+
+
+def parallel(program: StepProgram) -> frozenset[AxisName]:
+    """Parallel axes, less those that an input renames (it then reads across them)."""
+    found = set(program.parallel_axes())
+    for node in program.nodes:
+        if isinstance(node, Input) and node.kind == "carry":
+            for mine, its in zip(node.axes, program.carries[node.index].axes, strict=True):
+                if mine != its:
+                    found -= {mine, its}
+    return frozenset(found)
+
+
+def task_parallel(kernel: Kernel) -> frozenset[AxisName]:
+    """Axes along which tasks may be cut: parallel in every program of the kernel."""
+    found = parallel(kernel.program)
+    if kernel.recompute is None:
+        return found
+    found &= parallel(kernel.recompute)
+    for node in kernel.program.nodes:
+        if isinstance(node, Input) and node.kind == "state":
+            for mine, its in zip(node.axes, kernel.recompute.carries[node.index].axes, strict=True):
+                if mine != its:
+                    found -= {mine, its}
+    return found
+
+
+def closure(program: StepProgram, ref: Ref, stop: frozenset[Ref] = frozenset()) -> tuple[set[Ref], int]:
+    """The leaves (inputs, contractions and ``stop``) under ``ref`` and the cost of what lies between."""
+    leaves: set[Ref] = set()
+    seen: set[Ref] = set()
+    todo = [ref]
+    total = 0
+    while todo:
+        r = todo.pop()
+        if r in seen:
+            continue
+        seen.add(r)
+        node = program.nodes[r]
+        if isinstance(node, Const):
+            continue
+        if not isinstance(node, Pointwise) or (r in stop and r != ref):
+            leaves.add(r)
+            continue
+        total += cost(node.fn)
+        todo += arguments(node)
+    return leaves, total
+
+
+def unit_of(operand: Operand, axes: tuple[AxisName, ...]) -> AxisName | None:
+    """The unit axis of an operand under the names of the input that reads it."""
+    return axes[operand.axes.index(operand.unit)] if operand.unit in operand.axes else None
+
+
+def find(kernel: Kernel, role: str, index: int) -> Operand | None:
+    return next((o for o in kernel.operands if o.role == role and o.index == index), None)
+
+
+def works(kernel: Kernel, program: StepProgram, last: Mapping[int, int], states: Mapping[int, int]) -> list[Work]:
+    """The sweeps of one step, for given positions of the unit dimension of each state."""
+
+    def load(ref: Ref) -> tuple[frozenset[AxisName], AxisName | None]:
+        node = program.nodes[ref]
+        if not isinstance(node, Input):
+            return axes[ref], ANY
+        if node.kind == "invariant":
+            return axes[ref], ANY
+        if node.kind == "stream":
+            operand = find(kernel, "stream", node.index)
+            return axes[ref], unit_of(operand, node.axes) if operand else None
+        where = (last if node.kind == "carry" else states).get(node.index, -1)
+        return axes[ref], node.axes[where] if node.axes else None
+
+    axes = program.axes_of()
+    found = []
+    for node in program.nodes:
+        if isinstance(node, Contract):
+            leaves, ops = closure(program, node.arg)
+            loads = tuple(load(r) for r in sorted(leaves))
+            found.append(Work(axes[node.arg], loads, ops + 1, node.axes))
+    for i, carry in enumerate(program.carries):
+        leaves, ops = closure(program, carry.next)
+        unit = carry.next_axes[last.get(i, -1)] if carry.axes else None
+        loads = tuple(load(r) for r in sorted(leaves))
+        found.append(Work(frozenset(carry.next_axes), loads, ops, frozenset(), carry.next_axes, unit))
+    for i, out in enumerate(program.outs):
+        leaves, ops = closure(program, out.ref)
+        operand = find(kernel, "out", i)
+        target = ANY if out.accumulate else (unit_of(operand, out.axes) if operand else None)
+        loads = tuple(load(r) for r in sorted(leaves))
+        found.append(Work(frozenset(out.axes), loads, ops, frozenset(), out.axes, target))
+    return found
+
+
+def price(work: Work, local: frozenset[AxisName], x: AxisName | None, sizes: Mapping[AxisName, int], lanes: int) -> float:
+    """Estimated cycles of one sweep per step when ``x`` is the vector axis."""
+    volume = math.prod(max(sizes[a], 1) for a in work.axes)
+    mine = work.axes & local
+    if x is None or x not in mine:
+        return volume * (work.ops + len(work.loads) + (1 if work.store else 0) + 0.5)
+    extent = max(sizes[x], 1)
+    each: float = work.ops + 0.5
+    for axes, unit in work.loads:
+        each += 0.4 if x not in axes else 1 if unit in (x, ANY) else 1.5 * lanes
+    if work.store:
+        each += 1 if work.unit in (x, ANY) else 1.5 * lanes
+    found = volume / extent * math.ceil(extent / lanes) * each
+    return found + (volume / extent * 10 if x in work.contracted else 0)
+
+
+def best_axis(work: Work, local: frozenset[AxisName], sizes: Mapping[AxisName, int], lanes: int) -> tuple[float, AxisName | None]:
+    """The cheapest vector axis of one sweep."""
+    options: list[tuple[float, AxisName | None]] = [(price(work, local, None, sizes, lanes), None)]
+    options += [(price(work, local, x, sizes, lanes), x) for x in sorted(work.axes & local)]
+    return min(options, key=lambda o: o[0])
+
+
+def layouts(kernel: Kernel, local: frozenset[AxisName], lanes: int) -> tuple[float, dict[int, int], dict[int, int]]:
+    """Cost, and the position of the unit dimension of each carry and recomputed state."""
+    programs = [kernel.program] + ([kernel.recompute] if kernel.recompute else [])
+    specs = [kernel.program.carries, kernel.recompute.carries if kernel.recompute else ()]
+    chosen: list[dict[int, int]] = [{}, {}]
+
+    def total() -> float:
+        found = 0.0
+        for i, program in enumerate(programs):
+            for work in works(kernel, program, chosen[i], chosen[1]):
+                found += best_axis(work, local, program.sizes, lanes)[0]
+        return found
+
+    for group, carries in zip(chosen, specs, strict=True):
+        for i, carry in enumerate(carries):
+            places = [p for p, a in enumerate(carry.axes) if a in local]
+            group[i] = max(places, default=len(carry.axes) - 1)
+    price_now = total()
+    for _ in range(2):
+        for group, carries in zip(chosen, specs, strict=True):
+            for i, carry in enumerate(carries):
+                for place in [p for p, a in enumerate(carry.axes) if a in local]:
+                    before, group[i] = group[i], place
+                    new = total()
+                    if new < price_now:
+                        price_now = new
+                    else:
+                        group[i] = before
+    return price_now, chosen[0], chosen[1]
+
+
+def _divisor(size: int, lanes: int, cap: int, wanted: int) -> int | None:
+    """The largest multiple of ``lanes`` up to ``cap`` dividing ``size`` into at least ``wanted`` parts."""
+    good = [t for t in range(lanes, min(cap, size) + 1, lanes) if size % t == 0]
+    enough = [t for t in good if size // t >= wanted]
+    return max(enough) if enough else (min(good) if good else None)
+
+
+def _state_entries(kernel: Kernel, skip: frozenset[AxisName]) -> int:
+    """Entries of state per task with the axes ``skip`` left out."""
+    total = 0
+    size = kernel.program.sizes
+    for carry in kernel.program.carries:
+        total += math.prod(max(size[a], 1) for a in carry.axes if a not in skip)
+    for out in kernel.program.outs:
+        if out.accumulate:
+            total += math.prod(max(size[a], 1) for a in out.axes if a not in skip)
+    if kernel.recompute is not None:
+        size = kernel.recompute.sizes
+        for carry in kernel.recompute.carries:
+            total += max(kernel.checkpoint, 1) * math.prod(max(size[a], 1) for a in carry.axes if a not in skip)
+    return total
+
+
+def _row_axis(
+    kernel: Kernel, par: frozenset[AxisName], tile: AxisName | None, lanes: int
+) -> tuple[AxisName | None, bool]:
+    """A second parallel axis of which a task holds a few entries: ``(axis, shares loads)``."""
+    local = frozenset(kernel.program.sizes) - par | ({tile} if tile else set())
+    others = sorted(par - {tile}) if tile else sorted(par)
+    reuse: dict[AxisName, int] = {}
+    for program in [kernel.program] + ([kernel.recompute] if kernel.recompute else []):
+        axes = program.axes_of()
+        for node in program.nodes:
+            if not isinstance(node, Contract):
+                continue
+            for leaf in closure(program, node.arg)[0]:
+                inner = program.nodes[leaf]
+                volume = math.prod(program.sizes[a] for a in axes[leaf] & local)
+                if isinstance(inner, Input) and inner.kind == "invariant" and volume >= 256:
+                    for a in others:
+                        if a not in axes[leaf] and a in axes[node.arg]:
+                            reuse[a] = reuse.get(a, 0) + volume
+    if reuse:
+        return max(sorted(reuse), key=lambda a: reuse[a]), True
+    widest = 1
+    for carry in kernel.program.carries:
+        widest = max(widest, math.prod(max(kernel.program.sizes[a], 1) for a in carry.axes if a in local))
+    if widest > 8 * lanes or not others:
+        return None, False
+    votes = [o.unit for o in kernel.operands if o.role in ("out", "stream") and o.unit in others]
+    if votes:
+        return max(sorted(set(map(str, votes))), key=lambda a: votes.count(a)), False
+    carried = [a for c in kernel.program.carries for a in c.axes if a in others]
+    return (carried[-1], False) if carried else (None, False)
+
+
+def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, int]]:
+    """Roles of all axes, and the unit positions of carries and recomputed states."""
+    lanes = isa.lanes(kernel.compute)
+    program = kernel.program
+    sizes = {**(kernel.recompute.sizes if kernel.recompute else {}), **program.sizes}
+    dynamic = program.dynamic | (kernel.recompute.dynamic if kernel.recompute else frozenset())
+    par = task_parallel(kernel)
+    mixing = frozenset(sizes) - par
+    options = [(layouts(kernel, mixing, lanes)[0], None)]
+    options += [(layouts(kernel, mixing | {p}, lanes)[0], p) for p in sorted(par)]
+    tile = min(options, key=lambda o: o[0])[1]
+    row, shared = _row_axis(kernel, par, tile, lanes)
+    width = 8 if kernel.compute == "f64" else 4
+    skip = par - {tile, row}
+    budget = BACKWARD_BUDGET if kernel.backward else FORWARD_BUDGET
+    per_entry = width * _state_entries(kernel, par)
+    if per_entry * max(1, lanes if tile else 1) > STATE_LIMIT:
+        raise refuse(TOO_LARGE, f"one task needs {per_entry >> 20} MiB of state, more than {STATE_LIMIT >> 20} MiB")
+    found: dict[AxisName, Axis] = {}
+    for i, a in enumerate(sorted(sizes)):
+        size: int | str = f"N{i}" if a in dynamic else sizes[a]
+        if a in mixing:
+            found[a] = Axis("full", size, size, i)
+        elif a == tile:
+            found[a] = _tile(sizes[a], a in dynamic, lanes, budget // max(per_entry, 1), i,
+                             math.prod(sizes[o] for o in skip), bool(_mixes(kernel, mixing)))
+        elif a == row:
+            cap = 8 if shared else 16
+            limit = max(1, budget * 4 // max(per_entry * (found[tile].trips if tile in found else 1), 1))
+            cap = min(cap, limit) if a in dynamic else min(cap, limit, max(sizes[a], 1))
+            found[a] = Axis("tile", f"n{i}", cap, i)
+        else:
+            found[a] = Axis("task", 1, 1, i)
+    local = frozenset(a for a, x in found.items() if x.kind != "task")
+    _, last, states = layouts(kernel, local, lanes)
+    return Spaces(found, row, shared, tile), last, states
+
+
+def _mixes(kernel: Kernel, mixing: frozenset[AxisName]) -> frozenset[AxisName]:
+    return frozenset(a for c in kernel.program.carries for a in c.axes) & mixing
+
+
+def _tile(size: int, dynamic: bool, lanes: int, cap: int, i: int, others: int, mixes: bool) -> Axis:
+    """The vectorised parallel axis: whole, cut evenly, or cut at launch."""
+    cap = max(2 * lanes, min(cap, 1024) // (4 * lanes) * (4 * lanes))
+    if dynamic:
+        return Axis("tile", f"n{i}", cap, i)
+    if mixes and size <= cap and others >= 4:
+        return Axis("full", size, size, i)
+    if mixes:
+        even = _divisor(size, lanes, cap, max(1, 8 // max(others, 1)))
+        if even:
+            return Axis("tile", even, even, i)
+    if size <= 4 * lanes:
+        return Axis("full", size, size, i)
+    return Axis("tile", f"n{i}", min(cap, -(-size // lanes) * lanes), i)

@@ -1,0 +1,122 @@
+"""Source text to a loaded function.
+
+Takes C++ text; leaves a ctypes function.  Uses the compiler that Inductor would use, and
+asks it which vectors ``-march=native`` gives.  Refuses when there is no compiler or it
+rejects the text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from tenfuse.emit.cpp.isa import AVX2, AVX512, NEON, SSE, Isa
+from tenfuse.reasons import COMPILE_FAILED, NO_COMPILER, refuse
+from tenfuse.runtime import cache
+
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-w",
+    "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition",
+)
+"""Nothing here changes what NaN, infinities and signed zeros do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+    path: str
+    version: str
+    macros: str
+    """What ``-march=native`` predefines: it names the CPU as far as code can tell."""
+
+    @property
+    def isa(self) -> Isa:
+        for macro, isa in (("__AVX512F__", AVX512), ("__AVX2__", AVX2), ("__ARM_NEON", NEON)):
+            if f"#define {macro} " in self.macros:
+                return isa
+        return SSE
+
+
+def compiler() -> Compiler:
+    """The C++ compiler; refuses when there is none."""
+    return _probe(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+
+
+@functools.lru_cache(maxsize=8)
+def _probe(named: str, search: str) -> Compiler:
+    for path in _candidates(named):
+        try:
+            version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60)
+            macros = subprocess.run(
+                [path, "-march=native", "-dM", "-E", "-x", "c++", "-"], input="",
+                capture_output=True, text=True, timeout=60,
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if version.returncode == 0 and macros.returncode == 0:
+            return Compiler(path, version.stdout.splitlines()[0] if version.stdout else "", macros.stdout)
+    raise refuse(NO_COMPILER)
+
+
+def _candidates(named: str) -> list[str]:
+    """CXX, then Inductor's choice, then the usual names."""
+    found = [shutil.which(named)] if named else []
+    if not named:
+        found.append(_inductor_choice())
+        found += [shutil.which(name) for name in ("g++", "clang++", "c++")]
+    return list(dict.fromkeys(p for p in found if p))
+
+
+def _inductor_choice() -> str | None:
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        return shutil.which(get_cpp_compiler())
+    except Exception:  # Inductor raises its own error types when it finds no compiler
+        return None
+
+
+def build(source: str) -> Path:
+    """The shared library for ``source``, from the cache or compiled now."""
+    tool = compiler()
+    key = cache.key_of(source, tool.path, tool.version, tool.macros, " ".join(FLAGS))
+    try:
+        return cache.fetch(key, source, lambda text, library: _compile(tool, text, library))
+    except OSError:
+        # A cache that cannot be written (read-only, full, someone else's) must not stop a kernel.
+        folder = Path(tempfile.mkdtemp(prefix="tenfuse-"))
+        (folder / cache.SOURCE).write_text(source)
+        _compile(tool, folder / cache.SOURCE, folder / cache.LIBRARY)
+        return folder / cache.LIBRARY
+
+
+def _compile(tool: Compiler, text: Path, library: Path) -> None:
+    done = subprocess.run([tool.path, *FLAGS, "-o", str(library), str(text)], capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if re.search(r"\berror\b", line)]
+        what = (lines or done.stderr.splitlines() or ["no message"])[0]
+        raise refuse(COMPILE_FAILED, f"the C++ compiler rejected a generated kernel: {what.split(': ', 1)[-1]}")
+
+
+_loaded: dict[str, Any] = {}
+_guard = threading.Lock()
+
+
+def load(source: str) -> Any:
+    """The kernel function of ``source``, one per process."""
+    with _guard:
+        if source not in _loaded:
+            library = ctypes.CDLL(str(build(source)))
+            function = library.kernel
+            function.restype = ctypes.c_int
+            function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int]
+            _loaded[source] = function
+        return _loaded[source]
