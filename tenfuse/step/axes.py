@@ -197,7 +197,7 @@ class Axes:
             self.record(axis, Cut(new))
 
     def match(self, x: AxisName, y: AxisName, join: Callable[[AxisName, AxisName], None]) -> None:
-        """Give two axes of one size the same cuts, then ``join`` their uncut parts."""
+        """Give two axes of one size the same cuts, then ``join`` them and their parts."""
         if not self.is_cut(x) and not self.is_cut(y):
             join(x, y)
             return
@@ -207,6 +207,7 @@ class Axes:
         for p, q in zip(self.parts(x), self.parts(y), strict=True):
             for u, v in self.pairs((p,), (q,)):
                 self.match(u, v, join)
+        join(x, y)
 
     def unify(self, first: Sequence[AxisName], second: Sequence[AxisName]) -> bool:
         """Make two dimensions the same; False (and nothing done) where they must differ."""
@@ -215,7 +216,6 @@ class Axes:
             return False
         for x, y in pairs:
             self.match(x, y, self._join)
-            self._join(x, y)
         return True
 
     def _join(self, x: AxisName, y: AxisName) -> None:

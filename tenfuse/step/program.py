@@ -137,11 +137,19 @@ class StepProgram:
         yield from (o.ref for o in self.outs)
 
     def parallel_axes(self) -> frozenset[AxisName]:
-        """Axes no entry mixes across: never contracted, and kept in place by every carry."""
+        """Axes no entry mixes across: never contracted, and kept in place by every carry.
+
+        A carry or state read under a second naming (S and its transpose) mixes the axes
+        whose names differ.
+        """
         mixing: set[AxisName] = set()
+        named = {("carry", i): c.axes for i, c in enumerate(self.carries)}
         for node in self.nodes:
             if isinstance(node, Contract):
                 mixing |= node.axes
+            elif isinstance(node, Input) and node.kind in ("carry", "state"):
+                first = named.setdefault((node.kind, node.index), node.axes)
+                mixing |= {a for pair in zip(first, node.axes, strict=True) if len(set(pair)) > 1 for a in pair}
         for carry in self.carries:
             for before, after in zip(carry.axes, carry.next_axes, strict=True):
                 if before != after:

@@ -292,13 +292,12 @@ class Space:
         dims[position] = (*new, *dim[1:])
 
         def make(key: Key) -> Refs:
-            piece = first
-            rest = key
-            if new and self.axes.is_cut(new[0]) and last - first > 1:
-                piece = first + dict(key)[new[0]]
-                rest = key - {(new[0], piece - first)}
-            target = rest | {(axis, piece)}
-            return self.at(value, target)
+            piece, rest = first, key
+            if last - first > 1:
+                name = self.axes.find(new[0])
+                piece = first + dict(key)[name]
+                rest = key - {(name, piece - first)}
+            return self.at(value, rest | {(self.axes.find(axis), piece)})
 
         return self.value(dims, make)
 
@@ -338,6 +337,7 @@ class Space:
                 if len(dim) != 1:
                     raise refuse(AXES, "a concatenated dimension is cut inside a product")
                 self.axes.cut(dim[0], inner)
+                self.axes.cut(whole, [points[i] + p for p in self.axes.cut_points(dim[0])])
             operands.append(self._as_renamed(value, i))
         dims: list[Dim] = [()] * rank
         for i, value in enumerate(operands):
@@ -364,11 +364,10 @@ class Space:
         dims[position] = (whole,)
 
         def make(key: Key) -> Refs:
-            i, n = pieces[dict(key)[whole]]
+            i, n = pieces[dict(key)[self.axes.find(whole)]]
             value = operands[i]
             extra = frozenset() if n is None else frozenset({(self.axes.leaves(value.dims[position])[0], n)})
-            target = key | extra
-            return self.at(value, target)
+            return self.at(value, key | extra)
 
         return self.value(dims, make)
 
