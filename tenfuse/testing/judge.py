@@ -99,14 +99,16 @@ class Judge:
     def _eager_error(
         self, name: str, e: torch.Tensor, r: torch.Tensor, finite: torch.Tensor, dtype: torch.dtype
     ) -> tuple[float, float]:
+        own = _rms(e - r), _max(e - r)
         if self.trial.own != torch.float64 or dtype not in (torch.float64, torch.complex128):
-            return _rms(e - r), _max(e - r)
+            return own
         if self._narrow is None:
             self._narrow = self.trial.run(torch.float32)
         scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         n = _double(self._narrow.values[name])[finite]
         keep = n.isfinite()
-        return _rms((n - r)[keep]) * scale, _max((n - r)[keep]) * scale
+        narrow = (n - r)[keep]
+        return max(own[0], _rms(narrow) * scale), max(own[1], _max(narrow) * scale)
 
     def _sensitivity(self, name: str, r: torch.Tensor, finite: torch.Tensor, unit: float) -> float:
         """How far the value moves when every input and parameter moves by one unit."""
