@@ -80,8 +80,8 @@ def _inductor_choice() -> str | None:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
         return shutil.which(get_cpp_compiler())
-    except Exception:  # Inductor raises its own error types when it finds no compiler
-        return None
+    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError):
+        return None  # Inductor found none; the usual names are tried next
 
 
 def build(source: str) -> Path:

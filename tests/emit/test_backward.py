@@ -1,0 +1,51 @@
+"""Backward kernels (recompute inside chunks, then the adjoint) against autograd in fp64."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import programs
+from harness import backward
+
+CASES = {
+    "ema": (programs.ema, programs.ema_adjoint, [("stream", 0), ("stream", 1)]),
+    "ten": (programs.ten, programs.ten_adjoint, [("stream", 0), ("invariant", 0), ("invariant", 1), ("invariant", 2)]),
+    "delta": (programs.delta, programs.delta_adjoint, [("stream", i) for i in range(5)]),
+}
+
+
+def check(results, tolerance):
+    for mine, theirs in results:
+        while mine.dim() > theirs.dim():
+            mine = mine.sum(0)
+        scale = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
+        error = float((mine.double() - theirs).abs().max()) if theirs.numel() else 0.0
+        assert error <= tolerance * scale, (error, scale, tuple(mine.shape))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("steps,chunk", [(1, 4), (4, 4), (5, 4), (11, 4), (3, 64)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients(name, steps, chunk, reverse):
+    forward, adjoint, leaves = CASES[name]
+    check(backward(forward(), adjoint(), steps, chunk, reverse=reverse, extra=leaves), 3e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_double(name):
+    forward, adjoint, leaves = CASES[name]
+    check(backward(forward(), adjoint(), 11, 4, "f64", extra=leaves), 1e-11)
+
+
+@pytest.mark.parametrize("sizes", [dict(B=1, K=64, V=64), dict(B=3, K=5, V=70), dict(B=2, K=33, V=16)])
+def test_delta_sizes(sizes):
+    forward, adjoint, leaves = CASES["delta"]
+    check(backward(forward(**sizes), adjoint(**sizes), 9, 4, extra=leaves), 3e-5)
+
+
+@pytest.mark.parametrize("sizes", [dict(B=1, K=64), dict(B=16, K=33), dict(B=7, K=3)])
+def test_ten_sizes(sizes):
+    forward, adjoint, leaves = CASES["ten"]
+    check(backward(forward(**sizes), adjoint(**sizes), 9, 4, extra=leaves), 3e-5)
