@@ -88,16 +88,18 @@ def test_nothing_below_imports_what_is_above():
 
 
 def test_nothing_but_the_backend_swallows_an_error():
-    """A broad ``except`` elsewhere may only translate what it caught, by raising."""
+    """A broad ``except`` elsewhere translates what it caught, by raising, or says in a comment why not."""
     broad = []
     for path in FILES:
         if not stage(path) and path.name != "backend.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
             names = ast.unparse(node.type) if isinstance(node, ast.ExceptHandler) and node.type else ""
             if not isinstance(node, ast.ExceptHandler) or isinstance(node.body[-1], ast.Raise):
                 continue
-            if not names or "Exception" in names.split():
+            reason = "#" in text.splitlines()[node.lineno - 1]
+            if not reason and (not names or "Exception" in names.split()):
                 broad.append(str(path.relative_to(ROOT)))
     assert set(broad) <= {"backend.py"}
 

@@ -71,40 +71,33 @@ def _backend() -> Check:
 
 
 def _compiler() -> Check:
-    compiler = _find_compiler()
-    if compiler is None:
-        return Check("compiler", False, "no g++ or clang++ found; install one or set CXX")
+    from tenfuse.reasons import Refused
+    from tenfuse.runtime.compile import FLAGS, compiler
+
+    try:
+        tool = compiler()
+    except Refused as refused:
+        return Check("compiler", False, f"{refused.refusal.reason}: {refused.refusal.hint}")
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "doctor.cpp"), Path(folder, "doctor.so")
         source.write_text(_SOURCE)
         start = time.perf_counter()
-        flags = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
-        done = subprocess.run(
-            [compiler, *flags, str(source), "-o", str(library)], capture_output=True, text=True, timeout=120
-        )
+        command = [tool.path, *FLAGS, str(source), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if done.returncode:
-            return Check("compiler", False, f"{compiler} failed: {done.stderr.strip().splitlines()[:1]}")
+            return Check("compiler", False, f"{tool.path} failed: {' '.join(done.stderr.split())[:200]}")
         seconds = time.perf_counter() - start
         call = ctypes.CDLL(str(library)).tenfuse_doctor
         call.restype = ctypes.c_float
         right = call(64) == 128.0
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
-    detail = f"{compiler}, {version.stdout.splitlines()[0]}, a file with OpenMP in {seconds:.1f} s"
-    return Check("compiler", right, detail if right else f"{compiler} builds code that computes nonsense")
-
-
-def _find_compiler() -> str | None:
-    import shutil
-
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    return next((path for name in wanted if (path := shutil.which(name))), None)
+    detail = f"{tool.path} ({tool.version}), a file with OpenMP in {seconds:.1f} s"
+    return Check("compiler", right, detail if right else f"{tool.path} builds code that computes nonsense")
 
 
 def _cache() -> Check:
-    from tenfuse.runtime.cache import directory
+    from tenfuse.runtime.cache import root
 
-    folder = Path(directory())
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = root()
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         file.write(b"tenfuse")
     entries = [p for p in folder.rglob("*") if p.is_file()]
