@@ -76,6 +76,8 @@ BUFFER_READ = _code("TF107", "a buffer is read at an index that is not a fixed n
                     "read only what the previous step wrote, or keep it in a local variable")
 GRAPH_BREAK = _code("TF120", "the body breaks the graph, so Dynamo leaves the whole loop to Python",
                     "replace the line that breaks it by tensor operations; TORCH_LOGS=graph_breaks shows more")
+FIXED_POINT = _code("TF108", "the steps take no input and leave no output of their own: this is an iteration, not time",
+                    "nothing to do: it is left to the inner compiler")
 # step
 RANDOM = _code("TF201", "the body draws random numbers, whose order a fused loop would change",
                "draw the noise for all steps before the loop")

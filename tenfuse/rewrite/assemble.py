@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch._guards import detect_fake_mode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.capture.loop import Loop, Stream
@@ -24,7 +23,7 @@ from tenfuse.plan.loop import CHUNK, Examples, LoopPlan, Wanted, plan
 from tenfuse.reasons import NOT_BATCHABLE, Refused, refuse
 from tenfuse.runtime.op import register
 from tenfuse.step.fission import Fission, ancestors
-from tenfuse.step.normalize import Aten
+from tenfuse.step.normalize import Aten, fake_mode
 from tenfuse.step.reader import Placed, Step
 
 aten = torch.ops.aten
@@ -154,9 +153,7 @@ class _Assembly:
                 values[i] = x
             return self.call(values)
 
-        mode = detect_fake_mode(tensors)
-        assert mode is not None
-        with torch.no_grad(), mode:
+        with torch.no_grad(), fake_mode(tensors):
             traced = make_fx(run, _allow_non_fake_inputs=True)(*tensors)
         traced.graph.eliminate_dead_code()
         return Fused(self._with_all_inputs(traced, tensor_at), self.plan, self.key)

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.fx as fx
-from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.capture.loop import Loop
@@ -96,6 +97,12 @@ def _example(node: fx.Node) -> Any:
     return value.detach() if isinstance(value, torch.Tensor) else value
 
 
+def fake_mode(tensors: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[Any]:
+    """The mode the example tensors were made in (Dynamo's, not the one it made for backends)."""
+    fakes = [t for t in tensors if isinstance(t, FakeTensor)]
+    return fakes[0].fake_mode if fakes else contextlib.nullcontext()
+
+
 def normalize(loop: Loop, autocast: contextlib.AbstractContextManager[Any] | None = None) -> Aten:
     """``loop.body`` as functional core ATen.
 
@@ -114,7 +121,7 @@ def normalize(loop: Loop, autocast: contextlib.AbstractContextManager[Any] | Non
         return [*nexts, *ys]
 
     tensors = [examples[i] for i in tensor_at]
-    mode = detect_fake_mode(tensors) or contextlib.nullcontext()
+    mode = fake_mode(tensors)
     try:
         with torch.no_grad(), mode, autocast or contextlib.nullcontext():
             traced = make_fx(run, _allow_non_fake_inputs=True)(*tensors)

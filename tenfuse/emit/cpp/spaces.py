@@ -279,6 +279,33 @@ def _row_axis(
     return (carried[-1], False) if carried else (None, False)
 
 
+def _tile_axis(
+    kernel: Kernel, par: frozenset[AxisName], mixing: frozenset[AxisName], lanes: int
+) -> AxisName | None:
+    """The parallel axis that is best vectorised; None where a mixing axis serves better."""
+    best: tuple[float, AxisName | None] = (layouts(kernel, mixing, lanes)[0], None)
+    for p in sorted(par):
+        local = mixing | {p}
+        price_now, last, states = layouts(kernel, local, lanes)
+        if price_now < best[0] and _leads(kernel, local, p, last, states, lanes):
+            best = (price_now, p)
+    return best[1]
+
+
+def _leads(
+    kernel: Kernel, local: frozenset[AxisName], axis: AxisName,
+    last: Mapping[int, int], states: Mapping[int, int], lanes: int,
+) -> bool:
+    """Whether ``axis`` is the vector axis of at least half of the work, not only of its fringe."""
+    mine = total = 0.0
+    for program in [kernel.program] + ([kernel.recompute] if kernel.recompute else []):
+        for work in works(kernel, program, last if program is kernel.program else states, states):
+            cycles, x = best_axis(work, local, program.sizes, lanes)
+            total += cycles
+            mine += cycles if x == axis else 0.0
+    return 2 * mine >= total
+
+
 def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, int]]:
     """Roles of all axes, and the unit positions of carries and recomputed states."""
     lanes = isa.lanes(kernel.compute)
@@ -287,9 +314,7 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
     dynamic = program.dynamic | (kernel.recompute.dynamic if kernel.recompute else frozenset())
     par = task_parallel(kernel)
     mixing = frozenset(sizes) - par
-    options = [(layouts(kernel, mixing, lanes)[0], None)]
-    options += [(layouts(kernel, mixing | {p}, lanes)[0], p) for p in sorted(par)]
-    tile = min(options, key=lambda o: o[0])[1]
+    tile = _tile_axis(kernel, par, mixing, lanes)
     row, shared = _row_axis(kernel, par, tile, lanes)
     width = 8 if kernel.compute == "f64" else 4
     skip = par - {tile, row}
@@ -306,7 +331,7 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
             found[a] = _tile(sizes[a], a in dynamic, lanes, budget // max(per_entry, 1), i,
                              math.prod(sizes[o] for o in skip), bool(_mixes(kernel, mixing)))
         elif a == row:
-            cap = 8 if shared else 16
+            cap = 8 if shared else 4
             limit = max(1, budget * 4 // max(per_entry * (found[tile].trips if tile in found else 1), 1))
             cap = min(cap, limit) if a in dynamic else min(cap, limit, max(sizes[a], 1))
             found[a] = Axis("tile", f"n{i}", cap, i)

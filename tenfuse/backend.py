@@ -1,0 +1,258 @@
+"""The pipeline: a Dynamo graph in, a compiled callable out.
+
+Takes the FX graph that Dynamo captured; finds its loops, replaces those it can prove by
+fused operators, and hands everything else to the inner compiler unchanged.  A graph
+without a loop is handed over as it came.  Refusals are reported next to the loop; a
+failure inside tenfuse itself falls back to the inner compiler, counted, unless ``strict``.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._dynamo.utils import counters
+
+from tenfuse.capture.functional import functionalize
+from tenfuse.capture.loop import Loop
+from tenfuse.capture.roll import Kept, find_loops
+from tenfuse.config import Options
+from tenfuse.emit.cpp import emit
+from tenfuse.plan.loop import LoopPlan
+from tenfuse.reasons import DEVICE, INTERNAL, Refusal, Refused, refuse
+from tenfuse.report.registry import record
+from tenfuse.report.report import LoopReport, Report
+from tenfuse.rewrite.assemble import Fused, assemble
+from tenfuse.rewrite.splice import lower, splice
+from tenfuse.runtime.compile import compiler
+from tenfuse.runtime.op import kernel_name, launches, prepare
+from tenfuse.step.fission import split
+from tenfuse.step.normalize import normalize
+from tenfuse.step.reader import read
+from tenfuse.step.show import formula
+
+log = logging.getLogger("tenfuse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The graph to compile and what was done with each of its loops."""
+
+    graph: fx.GraphModule
+    loops: tuple[LoopReport, ...]
+
+
+def tenfuse(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Any = None, **kwargs: Any) -> Callable[..., Any]:
+    """The backend of ``torch.compile(model, backend="tenfuse", options={...})``.
+
+    Raises ``OptionError`` for an unknown option, and with ``strict`` whatever fails inside.
+    """
+    chosen = Options.of(options)
+    try:
+        outcome = transform(gm, chosen, build=True)
+    except Exception as error:
+        counters["tenfuse"]["fallback"] += 1
+        if chosen.strict:
+            raise
+        log.warning("tenfuse failed inside and left the graph to %s: %s", chosen.inner, error, exc_info=True)
+        outcome = Outcome(gm, ())
+    record(Report.of(outcome.loops), launches)
+    return _inner(outcome.graph, example_inputs, chosen, **kwargs)
+
+
+def _inner(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, **kwargs: Any) -> Callable[..., Any]:
+    """The inner compiler's callable for ``gm``."""
+    if options.inner == "inductor":
+        from torch._inductor.compile_fx import compile_fx
+
+        return compile_fx(gm, list(example_inputs), config_patches=dict(options.inductor) or None)
+    from torch._dynamo.backends.registry import lookup_backend
+
+    return lookup_backend(options.inner)(gm, list(example_inputs))  # type: ignore[no-any-return]
+
+
+def explain_backend(
+    sink: list[LoopReport], graphs: list[tuple[str, str]] | None = None, **options: Any
+) -> Callable[..., Any]:
+    """A backend that analyses and emits, compiles nothing, and runs the graph as it is.
+
+    Each graph's loops are appended to ``sink``, and its text before and after to ``graphs``.
+    """
+    chosen = Options.of(options)
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        outcome = transform(gm, chosen, build=False)
+        sink.extend(outcome.loops)
+        if graphs is not None:
+            graphs.append((_text(gm), _text(outcome.graph)))
+        return gm.forward
+
+    return backend
+
+
+def _text(gm: fx.GraphModule) -> str:
+    return str(gm.print_readable(print_output=False))
+
+
+def transform(gm: fx.GraphModule, options: Options, build: bool) -> Outcome:
+    """Fuse what can be fused in ``gm`` and in the graphs nested in it.
+
+    ``gm`` itself is not changed.  ``build`` compiles the kernels too, so that a loop whose
+    kernel does not compile is kept.
+    """
+    reports: list[LoopReport] = []
+    fused_here = 0
+    copy = functionalize(gm)
+    for found in find_loops(copy):
+        counters["tenfuse"]["seen"] += 1
+        if isinstance(found, Kept):
+            reports.append(_kept(found.span, found.steps, found.refusal))
+            continue
+        try:
+            fused = fuse(found, copy, options)
+            kernels = _kernels(fused, build)
+        except Refused as refused:
+            reports.append(_kept(found.span, _steps(found), refused.refusal))
+            continue
+        except Exception as error:
+            if options.strict:
+                raise
+            counters["tenfuse"]["fallback"] += 1
+            log.warning("tenfuse failed on the loop at %s", found.span, exc_info=True)
+            refusal = Refusal(INTERNAL.code, f"{INTERNAL.cause}: {error}", INTERNAL.remedy)
+            reports.append(_kept(found.span, _steps(found), refusal))
+            continue
+        splice(copy, found, fused.module)
+        reports.append(_fused(found, fused, kernels))
+        fused_here += 1
+    graph = lower(copy) if fused_here else gm
+    return _nested(graph, gm, options, build, reports)
+
+
+def _nested(graph: fx.GraphModule, original: fx.GraphModule, options: Options, build: bool, reports: list[LoopReport]) -> Outcome:
+    """Also transform the graphs that higher-order operators call."""
+    changed: dict[str, fx.GraphModule] = {}
+    for node in original.graph.nodes:
+        inner = getattr(original, node.target, None) if node.op == "get_attr" and "." not in node.target else None
+        if isinstance(inner, fx.GraphModule) and not _is_combine(node):
+            outcome = transform(inner, options, build)
+            reports.extend(outcome.loops)
+            if outcome.graph is not inner:
+                changed[node.target] = outcome.graph
+    if not changed:
+        return Outcome(graph, tuple(reports))
+    copy = graph if graph is not original else fx.GraphModule(original, original.graph)
+    for name, inner in changed.items():
+        setattr(copy, name, inner)
+    copy.meta = dict(original.meta)
+    return Outcome(copy, tuple(reports))
+
+
+def _is_combine(node: fx.Node) -> bool:
+    """Whether a nested graph is the body of a scan, which is a loop of its own."""
+    scans = (torch.ops.higher_order.scan, torch.ops.higher_order.associative_scan)
+    return any(user.target in scans for user in node.users)
+
+
+def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> Fused:
+    """One loop through step, plan and assembly; raises ``Refused``."""
+    _check_device(loop)
+    step = normalize(loop, _autocast(loop, gm))
+    parts = split(step)
+    core = read(step, parts) if step.live else None
+    return assemble(loop, step, parts, core, _grads_on(loop, gm), options.chunk)
+
+
+def _check_device(loop: Loop) -> None:
+    for node in loop.body.graph.nodes:
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            raise refuse(DEVICE, f"a tensor of the loop is on {value.device}")
+
+
+def _nodes_before(loop: Loop, gm: fx.GraphModule) -> list[fx.Node]:
+    first = loop.nodes[0] if loop.nodes else None
+    found = []
+    for node in gm.graph.nodes:
+        if node is first:
+            break
+        found.append(node)
+    return found
+
+
+def _grads_on(loop: Loop, gm: fx.GraphModule) -> bool:
+    """Whether gradients are recorded where the loop stands."""
+    on = torch.is_grad_enabled()
+    for node in _nodes_before(loop, gm):
+        if node.target is torch._C._set_grad_enabled:
+            on = bool(node.args[0])
+    return on
+
+
+def _autocast(loop: Loop, gm: fx.GraphModule) -> contextlib.AbstractContextManager[Any] | None:
+    """The autocast region the loop stands in."""
+    entered: list[fx.Node] = []
+    for node in _nodes_before(loop, gm):
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            entered.append(node)
+        elif node.target is torch.amp.autocast_mode._exit_autocast and entered:
+            entered.pop()
+    if not entered:
+        return None
+    device, dtype, enabled, cache = entered[-1].args
+    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cache)  # type: ignore[arg-type]
+
+
+def _steps(loop: Loop) -> int:
+    if isinstance(loop.steps, int):
+        return loop.steps
+    value = loop.steps.meta.get("example_value")
+    return int(value.node.hint) if isinstance(value, torch.SymInt) else int(value)
+
+
+def _kernels(fused: Fused, build: bool) -> tuple[tuple[str, str, str], ...]:
+    """Name, language and source of every kernel; compiled if ``build``."""
+    if fused.plan is None or fused.key is None:
+        return ()
+    jobs = _roles(fused.plan)
+    if build:
+        key = fused.key
+        with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
+            sources = list(pool.map(lambda kernel: prepare(kernel, key).source, jobs.values()))
+    else:
+        sources = [emit(kernel, compiler().isa) for kernel in jobs.values()]
+    return tuple((kernel_name(fused.key, role), "cpp", s) for role, s in zip(jobs, sources, strict=True))
+
+
+def _roles(plan: LoopPlan) -> dict[str, Any]:
+    if plan.backward is None or plan.saving is None:
+        return {"forward": plan.forward}
+    return {"forward": plan.saving, "backward": plan.backward.kernel}
+
+
+def _kept(span: Any, steps: int, refusal: Refusal) -> LoopReport:
+    counters["tenfuse"]["kept"] += 1
+    return LoopReport.kept(span, steps, refusal)
+
+
+def _fused(loop: Loop, fused: Fused, kernels: tuple[tuple[str, str, str], ...]) -> LoopReport:
+    counters["tenfuse"]["fused"] += 1
+    program = fused.plan.forward.program if fused.plan is not None else None
+    evidence = [loop.proof] if loop.proof else []
+    if program is not None:
+        evidence.append(f"{len(program.nodes)} nodes over {len(program.sizes)} named axes stay in the kernel")
+    return LoopReport.fused(
+        loop.span,
+        _steps(loop),
+        form="map" if program is None else "unclassified",
+        formula="" if program is None else formula(program),
+        algorithm="batched" if program is None else "sequential",
+        kernels=kernels,
+        evidence=tuple(evidence),
+    )

@@ -1,0 +1,508 @@
+"""In-place operations out, versions in: a private copy of a graph in pure SSA form.
+
+Takes a Dynamo graph; leaves a copy in which no node changes a tensor, with a ``Record``
+(in ``meta``) that leads back to the original operations.  Reads of a slice that was just
+written become the written value, so a state kept in a buffer turns into an ordinary
+value handed from step to step.  A tensor written in a way that has no functional form
+(resized, written through two graph inputs that share memory) is left as it is, and the
+nodes that write it are ``Record.opaque``: no loop may contain them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import dataclasses
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.fx as fx
+
+from tenfuse.capture.loop import ViewOp
+from tenfuse.capture.record import KEY, Record, Views, put, written
+from tenfuse.capture.views import (
+    Box,
+    argument,
+    basic_index,
+    call,
+    geometry,
+    is_tensor,
+    sliced,
+    static,
+    storage_of,
+    value_of,
+    whole,
+)
+
+_OPERATORS: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod, operator.ipow: operator.pow, operator.iand: operator.and_,
+    operator.ior: operator.or_, operator.ixor: operator.xor,
+}  # fmt: skip
+_SETS = {"copy_", "fill_", "zero_"}
+_METADATA = {
+    "resize_", "set_", "t_", "transpose_", "unsqueeze_", "squeeze_", "swapaxes_", "swapdims_", "detach_",
+    "as_strided_", "rename_", "requires_grad_", "resize_as_", "apply_", "map_", "share_memory_",
+    "normal_", "uniform_", "bernoulli_", "exponential_", "random_", "geometric_", "cauchy_", "log_normal_",
+    "retain_grad", "data_",
+}  # fmt: skip
+_STATEFUL = {torch.nn.functional.batch_norm, torch.batch_norm, torch.nn.functional.instance_norm, torch.instance_norm}
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+
+
+def _mutable_schema(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    return bool(schema is not None and getattr(schema, "is_mutable", False))
+
+
+def targets_written(node: fx.Node) -> list[fx.Node]:
+    """The tensors that ``node`` writes in place."""
+    if node.op not in ("call_function", "call_method"):
+        return []
+    name = _name(node)
+    if node.target is operator.setitem or node.target in _OPERATORS:
+        found = [node.args[0]]
+    elif name.endswith("_") and not name.endswith("__") and node.args:
+        found = [node.args[0]]
+    elif node.kwargs.get("out") is not None:
+        out = node.kwargs["out"]
+        found = list(out) if isinstance(out, (tuple, list)) else [out]
+    elif node.target in _STATEFUL:
+        found = [argument(node, 1, "running_mean"), argument(node, 2, "running_var")]
+    elif _inplace_flag(node):
+        found = [argument(node, 0, "input")]
+    elif _mutable_schema(node.target):
+        found = list(node.all_input_nodes)
+    else:
+        return []
+    return [n for n in found if isinstance(n, fx.Node) and is_tensor(n)]
+
+
+def _inplace_flag(node: fx.Node) -> bool:
+    if node.kwargs.get("inplace") is True:
+        return True
+    if node.op != "call_function" or getattr(node.target, "__module__", "") != "torch.nn.functional":
+        return False
+    try:
+        names = list(inspect.signature(node.target).parameters)
+    except (TypeError, ValueError):
+        return False
+    return "inplace" in names and len(node.args) > names.index("inplace") and node.args[names.index("inplace")] is True
+
+
+@dataclasses.dataclass
+class _Storage:
+    """A written tensor: its root, its versions, and what was written where."""
+
+    root: fx.Node
+    current: fx.Node
+    initial: fx.Node
+    count: int = 0
+    log: list[tuple[Box, fx.Node | None, fx.Node]] = dataclasses.field(default_factory=list)
+    """(where, what if it is a tensor of that very shape, version after) of every write."""
+    exact: dict[Any, int] = dataclasses.field(default_factory=dict)
+    bounds: np.ndarray | None = None
+
+    def write(self, box: Box, value: fx.Node | None, version: fx.Node) -> None:
+        rank = len(box.hull)
+        if self.bounds is None:
+            self.bounds = np.empty((16, rank, 2), dtype=np.int64)
+        if self.count == len(self.bounds):
+            self.bounds = np.concatenate([self.bounds, np.empty_like(self.bounds)])
+        for d, side in enumerate(box.hull):
+            self.bounds[self.count, d] = (-(2**62), 2**62) if side is None else side
+        if box.cells is not None:
+            self.exact[box] = self.count
+        self.log.append((box, value, version))
+        self.count += 1
+        self.current = version
+
+    def find(self, box: Box) -> tuple[fx.Node | None, fx.Node]:
+        """(the value last written to exactly ``box``, else None; the version to read)."""
+        if self.bounds is None:
+            return None, self.initial
+        probe = np.array([(-(2**62), 2**62) if s is None else s for s in box.hull], dtype=np.int64)
+        from_ = self.exact.get(box, 0) if box.cells is not None else 0
+        seen = self.bounds[from_ : self.count]
+        if len(box.hull) == 0:
+            last = self.count - 1
+        else:
+            hit = np.flatnonzero(((seen[:, :, 0] < probe[:, 1]) & (seen[:, :, 1] > probe[:, 0])).all(1))
+            if not len(hit):
+                return None, self.initial
+            last = from_ + int(hit[-1])
+        where, value, version = self.log[last]
+        if value is not None and where == box and box.cells is not None:
+            return value, version
+        return None, version
+
+
+class _Copier:
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.graph = fx.Graph()
+        env: dict[fx.Node, fx.Node] = {}
+        for node in gm.graph.nodes:
+            env[node] = self.graph.node_copy(node, lambda n: env[n])
+        self.ssa = fx.Graph()
+        self.record = Record(self.graph)
+        self.nodes = list(self.graph.nodes)
+        self.record.order = {n: i for i, n in enumerate(self.nodes)}
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.state: dict[fx.Node, _Storage] = {}
+        self.chain: dict[fx.Node, tuple[ViewOp, ...]] = {}
+        self.box: dict[fx.Node, Box] = {}
+        self.resolved: dict[fx.Node, tuple[int, fx.Node]] = {}
+        self.opaque_storages: set[int] = set()
+        self._survey()
+
+    # which tensors are written, and can each node touching them be explained? ----------
+
+    def _survey(self) -> None:
+        touched: set[int] = set()
+        writes = {n: targets_written(n) for n in self.nodes}
+        self.writes = {n: w for n, w in writes.items() if w}
+        self.record.inplace = {n for n, w in self.writes.items() if is_tensor(n) and n.args[:1] == (w[0],)}
+        for targets in self.writes.values():
+            touched |= {s for t in targets if (s := storage_of(value_of(t))) is not None}
+        roots: dict[int, fx.Node] = {}
+        for node in self.nodes:
+            for store in self._storages(node):
+                if store not in touched:
+                    continue
+                if store not in roots:
+                    roots[store] = node
+                    if not is_tensor(node):
+                        self.opaque_storages.add(store)
+                elif not self._explained(node, store):
+                    self.opaque_storages.add(store)
+                self.record.root[node] = roots[store]
+        for node, targets in self.writes.items():
+            if not self._functional(node, targets):
+                self.opaque_storages |= {s for t in targets if (s := storage_of(value_of(t))) is not None}
+        bad = {roots[s] for s in self.opaque_storages if s in roots}
+        for node, root in list(self.record.root.items()):
+            if root in bad:
+                del self.record.root[node]
+
+    @staticmethod
+    def _storages(node: fx.Node) -> set[int]:
+        value = value_of(node)
+        parts = value if isinstance(value, (tuple, list)) else [value]
+        return {s for p in parts if (s := storage_of(p)) is not None}
+
+    def _explained(self, node: fx.Node, store: int) -> bool:
+        """``node`` is a view of, or an in-place operation on, its first argument."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or store not in self._storages(first):
+            return False
+        if len(self._storages(node)) != 1:
+            return False
+        if node in self.writes:
+            return self.writes[node] == [first]
+        return call(node) is not None and "detach" not in _name(node)
+
+    def _functional(self, node: fx.Node, targets: list[fx.Node]) -> bool:
+        name = _name(node)
+        if len(targets) != 1 or node.args[:1] != (targets[0],) or node.kwargs.get("out") is not None:
+            return False
+        if self._symbolic_path(targets[0]):
+            return False
+        if node.target is operator.setitem:
+            symbols: list[fx.Node] = []
+            fx.node.map_arg(node.args[1], symbols.append)
+            return all(is_tensor(s) for s in symbols)
+        if node.target in _OPERATORS:
+            return True
+        if node.op == "call_function" and _inplace_flag(node):
+            return node.kwargs.get("inplace") is True
+        if name in _METADATA or node.target in _STATEFUL:
+            return False
+        if name in _SETS:
+            return True
+        return callable(self._pure(node))
+
+    def _symbolic_path(self, node: fx.Node) -> bool:
+        """Whether ``node`` is reached from its root through sizes that are graph values."""
+        store = storage_of(value_of(node))
+        while isinstance(node, fx.Node) and store in self._storages(node) and node.op != "placeholder":
+            if not node.args or not isinstance(node.args[0], fx.Node) or store not in self._storages(node.args[0]):
+                return False
+            if node not in self.writes and any(n is not node.args[0] for n in node.all_input_nodes):
+                return True
+            node = node.args[0]
+        return False
+
+    @staticmethod
+    def _pure(node: fx.Node) -> Any:
+        name = _name(node)[:-1]
+        if node.op == "call_method":
+            return getattr(torch.Tensor, name, None)
+        module = getattr(node.target, "__module__", "") or ""
+        for home in (torch.nn.functional, torch) if "functional" in module else (torch, torch.nn.functional):
+            if hasattr(home, name):
+                return getattr(home, name)
+        return None
+
+    # values ------------------------------------------------------------------------------
+
+    def value(self, node: fx.Node) -> fx.Node:
+        """What ``node`` holds now."""
+        root = self.record.root.get(node)
+        if root is None:
+            return self.env[node]
+        state = self.state[root]
+        if not self.chain[node]:
+            return state.current
+        if self.resolved.get(node, (-1, None))[0] != state.count:
+            self.resolved[node] = (state.count, self._resolve(node, state))
+        return self.resolved[node][1]
+
+    def _resolve(self, node: fx.Node, state: _Storage) -> fx.Node:
+        """The value last written to this very slice, or the slice of the version that matters."""
+        if not is_tensor(node):
+            return self._replay(node, state, state.current)
+        known, version = state.find(self.box[node])
+        if known is not None:
+            return known
+        return self._replay(node, state, version)
+
+    def _replay(self, node: fx.Node, state: _Storage, version: fx.Node) -> fx.Node:
+        cached = self.cache.get((node, version))
+        if cached is not None:
+            return cached
+        first = node.args[0]
+        assert isinstance(first, fx.Node)
+        base = version if not self.chain[first] else self._replay(first, state, version)
+        made = self._emit(node, node.op, node.target, (base, *self.map(node.args[1:])), self.map(node.kwargs))
+        self.cache[node, version] = made
+        return made
+
+    def map(self, args: Any) -> Any:
+        return fx.node.map_arg(args, self.value)
+
+    def _emit(self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], kwargs: Any = None) -> fx.Node:
+        made = self.ssa.create_node(op, target, args, dict(kwargs or {}), like.name)
+        made.meta = copy.copy(like.meta)
+        self.record.origin[made] = like
+        self.record.born[made] = self.now
+        if self.record.order[like] == self.now:
+            self.record.fresh.add(made)
+        return made
+
+    # the walk ------------------------------------------------------------------------------
+
+    def run(self) -> fx.Graph:
+        self.cache: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        for node in self.nodes:
+            self.now = self.record.order[node]
+            self.record.reads[node] = {n: self.value(n) for n in node.all_input_nodes}
+            if node in self.writes and node.args[0] in self.record.root:
+                self._write(node)
+            elif self.record.root.get(node, node) is not node:
+                self._view(node)
+            else:
+                self.env[node] = made = self.ssa.node_copy(node, self.value)
+                self.record.origin[made] = node
+                self.record.born[made] = self.now
+                self.record.fresh.add(made)
+                if node in self.writes:
+                    self.record.opaque.add(made)
+                if self.record.root.get(node) is node:
+                    self.state[node] = _Storage(node, made, made)
+                    self.chain[node] = ()
+                    self.box[node] = whole(value_of(node))
+                    self.record.versions[node] = [(self.record.order[node], made)]
+        self._lifetimes()
+        return self.ssa
+
+    def _view(self, node: fx.Node) -> None:
+        first = node.args[0]
+        assert isinstance(first, fx.Node)
+        op = call(node)
+        assert op is not None
+        self.chain[node] = (*self.chain[first], op)
+        self.box[node] = self._box(node, first)
+
+    def _box(self, node: fx.Node, first: fx.Node) -> Box:
+        found = basic_index(node)
+        if found is not None and found[0] in self.box:
+            return sliced(self.box[found[0]], found[1])
+        inner = self.box[first]
+        return Box(inner.hull, None)
+
+    def _write(self, node: fx.Node) -> None:
+        target = node.args[0]
+        assert isinstance(target, fx.Node)
+        state = self.state[self.record.root[target]]
+        if node.target is operator.setitem:
+            self._setitem(node, target, state)
+            return
+        value = self._computed(node, target)
+        if is_tensor(node):
+            self.chain[node] = self.chain[target]
+            self.box[node] = self.box[target]
+        self._store(node, state, target, self.chain[target], self.box[target], value)
+
+    def _computed(self, node: fx.Node, target: fx.Node) -> fx.Node:
+        """The value an in-place operation gives its target, as ordinary operations."""
+        name = _name(node)
+        old = self.value(target)
+        if name == "zero_":
+            return self._emit(node, "call_function", torch.zeros_like, (old,))
+        if name == "fill_" and not isinstance(node.args[1], fx.Node):
+            return self._emit(node, "call_function", torch.full_like, (old, node.args[1]))
+        if name in ("copy_", "fill_"):
+            return self._fitted(node, target, node.args[1])
+        rest, kwargs = self.map(node.args[1:]), dict(self.map(node.kwargs))
+        if kwargs.pop("inplace", False):
+            made = self._emit(node, node.op, node.target, (old, *rest), kwargs)
+        elif node.target in _OPERATORS:
+            made = self._emit(node, "call_function", _OPERATORS[node.target], (old, *rest), kwargs)
+        elif node.op == "call_method":
+            made = self._emit(node, "call_method", name[:-1], (old, *rest), kwargs)
+        else:
+            made = self._emit(node, "call_function", self._pure(node), (old, *rest), kwargs)
+        made.meta["example_value"] = value_of(target)
+        dtype = value_of(target).dtype
+        if any(value_of(n).dtype != dtype for n in node.all_input_nodes if is_tensor(n)):
+            made = self._emit(node, "call_method", "to", (made, dtype))
+            made.meta["example_value"] = value_of(target)
+        return made
+
+    def _fitted(self, node: fx.Node, like: fx.Node, source: Any) -> fx.Node:
+        """``source`` with the dtype and the shape of ``like``."""
+        value, seen, want = self.value(source), value_of(source), value_of(like)
+        if seen.dtype != want.dtype or seen.device != want.device:
+            value = self._emit(node, "call_method", "to", (value, want.dtype))
+            value.meta["example_value"] = want.new_empty(seen.shape)
+        if geometry(seen)[0] != geometry(want)[0]:
+            value = self._emit(node, "call_method", "expand_as", (value, self.value(like)))
+            value.meta["example_value"] = want
+        return value
+
+    def _setitem(self, node: fx.Node, target: fx.Node, state: _Storage) -> None:
+        _, index, source = node.args
+        base = value_of(target)
+        if self._advanced(index):
+            made = self._emit(node, "call_function", put, (self.value(target), *self.map((index, source))))
+            made.meta["example_value"] = base
+            self.record.holder[made] = target
+            self._store(node, state, target, self.chain[target], self.box[target], made)
+            return
+        with torch.no_grad():
+            shown = _symbolic(base, index)
+        probe = _probe(target, index, shown)
+        found = basic_index(probe)
+        box = sliced(self.box[target], found[1]) if found else Box(self.box[target].hull, None)
+        op = ViewOp(operator.getitem, (index,))
+        if isinstance(source, fx.Node) and is_tensor(source):
+            like = _probe(target, index, shown)
+            value: Any = self._fit_slice(node, like, target, source)
+        else:
+            value = self.map(source)
+        self._store(node, state, target, (*self.chain[target], op), box, value)
+
+    def _fit_slice(self, node: fx.Node, like: fx.Node, target: fx.Node, source: fx.Node) -> fx.Node:
+        value, seen, want = self.value(source), value_of(source), value_of(like)
+        if seen.dtype != want.dtype or seen.device != want.device:
+            value = self._emit(node, "call_method", "to", (value, want.dtype))
+            value.meta["example_value"] = want.new_empty(seen.shape)
+        if geometry(seen)[0] != geometry(want)[0]:
+            extra = seen.dim() - want.dim()
+            if extra > 0:
+                value = self._emit(node, "call_method", "reshape", (value, tuple(seen.shape)[extra:]))
+                value.meta["example_value"] = want.new_empty(seen.shape[extra:])
+            sizes = tuple(-1 if static(s) is None else s for s in want.shape)
+            if any(s == -1 for s in sizes) and geometry(seen)[0][-want.dim() :] != geometry(want)[0]:
+                part = self._emit(node, "call_function", operator.getitem, (self.value(target), self.map(like.args[1])))
+                part.meta["example_value"] = want
+                value = self._emit(node, "call_method", "expand_as", (value, part))
+            elif geometry(value_of(value))[0] != geometry(want)[0]:
+                value = self._emit(node, "call_method", "expand", (value, *sizes))
+            value.meta["example_value"] = want
+        return value
+
+    @staticmethod
+    def _advanced(index: Any) -> bool:
+        entries = index if isinstance(index, tuple) else (index,)
+        return any(isinstance(e, (list, bool)) or (isinstance(e, fx.Node) and is_tensor(e)) for e in entries)
+
+    def _store(
+        self, node: fx.Node, state: _Storage, target: fx.Node, chain: tuple[ViewOp, ...], box: Box, value: Any
+    ) -> None:
+        """Record that ``value`` now stands in the slice ``chain`` of the root."""
+        known = value if isinstance(value, fx.Node) else None
+        if not chain:
+            assert known is not None
+            version = known
+        else:
+            if known is not None and state.find(box)[0] is known:
+                return  # writes back what is there already
+            ops = tuple(ViewOp(o.target, self.map(o.args), o.kwargs) for o in chain)
+            version = self._emit(node, "call_function", written, (state.current, value, Views(ops)))
+            version.meta["example_value"] = value_of(state.root)
+            self.record.holder[version] = state.root
+        state.write(box, known, version)
+        at = self.record.order[node]
+        self.record.versions[state.root].append((at, version))
+        self.record.origin.setdefault(version, node)
+
+    def _lifetimes(self) -> None:
+        """When each value's origin is overwritten."""
+        record = self.record
+        times = {root: [at for at, _ in versions[1:]] for root, versions in record.versions.items()}
+        for made, node in record.origin.items():
+            root = record.root.get(node)
+            if root is None and node in self.writes:
+                root = record.root.get(self.writes[node][0])
+            if root is None:
+                continue
+            fresh = made in record.fresh
+            moments = times.get(root, [])
+            place = bisect.bisect_right(moments, record.born[made] if fresh else record.born[made] - 1)
+            if place < len(moments):
+                record.dies[made] = moments[place]
+
+
+def _symbolic(base: torch.Tensor, index: Any) -> torch.Tensor:
+    entries = index if isinstance(index, tuple) else (index,)
+
+    def shown(entry: Any) -> Any:
+        if isinstance(entry, fx.Node):
+            return value_of(entry)
+        if isinstance(entry, slice):
+            return slice(shown(entry.start), shown(entry.stop), shown(entry.step))
+        return entry
+
+    found: torch.Tensor = base[tuple(shown(e) for e in entries)]
+    return found
+
+
+def _probe(target: fx.Node, index: Any, shown: torch.Tensor) -> fx.Node:
+    """A getitem node outside any graph the user sees, to read a subscript with."""
+    scratch = fx.Graph()
+    base = scratch.placeholder("base")
+    base.meta["example_value"] = value_of(target)
+    node = fx.Node(scratch, "probe", "call_function", operator.getitem, (), {})
+    node._args = (base, index)  # type: ignore[attr-defined]
+    node.meta["example_value"] = shown
+    return node
+
+
+def functionalize(gm: fx.GraphModule) -> fx.GraphModule:
+    """A private copy of ``gm`` in SSA form; ``rewrite.lower`` turns it back."""
+    copier = _Copier(gm)
+    ssa = copier.run()
+    made = fx.GraphModule(gm, fx.Graph(), class_name=type(gm).__name__)
+    made._graph = ssa
+    ssa.owning_module = made
+    made.meta = {**getattr(gm, "meta", {}), KEY: copier.record}
+    return made

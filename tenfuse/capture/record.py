@@ -1,0 +1,88 @@
+"""What ``functionalize`` leaves beside the SSA graph: how to get back to the user's graph.
+
+Holds plain data, written once by ``functionalize`` and read by ``rewrite``.  The SSA
+graph is for analysis; the graph that will run is ``graph``, a copy of the original with
+its in-place operations, in which each node of the SSA graph has an ``origin``.  A value of
+the SSA graph may be a *version* of a tensor that is written again later, so it also has a
+moment after which its origin no longer holds it (``dies``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from tenfuse.capture.loop import ViewOp
+
+KEY = "tenfuse_record"
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """A chain of view operations, hidden from FX so that it stays one constant."""
+
+    ops: tuple[ViewOp, ...]
+
+
+@dataclasses.dataclass
+class Record:
+    graph: fx.Graph
+    order: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
+    """Position of every node of ``graph`` when it was copied."""
+    origin: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    """SSA node -> node of ``graph`` that it stands for."""
+    holder: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    """SSA node -> node of ``graph`` that holds its value, where that is not its origin."""
+    born: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
+    """SSA node -> position of the node of ``graph`` at which its holder starts to hold it."""
+    fresh: set[fx.Node] = dataclasses.field(default_factory=set)
+    """SSA nodes whose value appears when the node at ``born`` runs, not before it."""
+    dies: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
+    """SSA node -> position of the write after which its origin holds something else."""
+    reads: dict[fx.Node, dict[fx.Node, fx.Node]] = dataclasses.field(default_factory=dict)
+    """Node of ``graph`` -> the SSA value of each of its arguments as it reads them."""
+    root: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    """Node of ``graph`` touching a written tensor -> the node that made that tensor."""
+    versions: dict[fx.Node, list[tuple[int, fx.Node]]] = dataclasses.field(default_factory=dict)
+    """Root -> (position, SSA value of the whole tensor) after each write, in order."""
+    opaque: set[fx.Node] = dataclasses.field(default_factory=set)
+    """SSA nodes that write in place in a way that has no functional form."""
+    spliced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    """SSA node -> node of ``graph`` that holds its value now that its loop is gone."""
+    slices: dict[fx.Node, tuple[fx.Node, int]] = dataclasses.field(default_factory=dict)
+    """SSA node -> (stacked output in ``graph``, memory index) for the same nodes."""
+    picks: dict[fx.Node, tuple[fx.Node, int]] = dataclasses.field(default_factory=dict)
+    """Node of ``graph`` that selects one step -> (stacked output, memory index)."""
+    steps: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
+    """Stacked output in ``graph`` -> its number of entries."""
+    inplace: set[fx.Node] = dataclasses.field(default_factory=set)
+    """Nodes of ``graph`` that write their first argument in place and return it."""
+    copies: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    """Clone made by ``rewrite`` -> the SSA value it preserves."""
+    moved: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
+    """Root that went with its loop -> the node of ``graph`` that took its place."""
+
+
+def record(gm: fx.GraphModule) -> Record:
+    """The record of a graph made by ``functionalize``."""
+    return gm.meta[KEY]
+
+
+def written(buffer: torch.Tensor, value: Any, views: Views) -> torch.Tensor:
+    """``buffer`` with the entries that ``views`` selects replaced by ``value``."""
+    result = buffer.clone()
+    part = result
+    for op in views.ops:
+        part = op.target(part, *op.args, **dict(op.kwargs))
+    part[...] = value
+    return result
+
+
+def put(buffer: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    """``buffer`` with ``buffer[index] = value`` done, for any index."""
+    result = buffer.clone()
+    result[index] = value
+    return result

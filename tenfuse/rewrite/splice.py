@@ -1,0 +1,267 @@
+"""Put a fused loop in the place of its unrolled steps.
+
+Takes the SSA copy of a graph, one of its ``Loop``s and a graph ``fused(*inits, *streams,
+*invariants) -> (*finals, *ys)``; edits the copy's own version of the user's graph, in which
+in-place operations are still in place, so what no loop touches stays exactly as written.
+``lower`` hands that graph out.  A value that the user's graph overwrites before the loop
+reads it is cloned where it still stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from tenfuse.capture.loop import BufferWrite, Final, Loop, Stacked, Stream, ViewOp
+from tenfuse.capture.record import Record, record
+from tenfuse.rewrite.join import join_slices
+
+
+def _view_ops(graph: fx.Graph, value: fx.Node, ops: Sequence[ViewOp]) -> fx.Node:
+    for op in ops:
+        value = graph.call_function(op.target, (value, *op.args), dict(op.kwargs))
+    return value
+
+
+class _Splice:
+    def __init__(self, gm: fx.GraphModule, loop: Loop, fused: fx.GraphModule) -> None:
+        self.gm, self.loop, self.fused = gm, loop, fused
+        self.record: Record = record(gm)
+        self.graph = self.record.graph
+        self.inside = set(loop.nodes)
+        places = [self.record.order[self.record.origin[n]] for n in loop.nodes]
+        self.lo, self.hi = min(places), max(places)
+        self.alive = set(self.graph.nodes)
+        self.region = [n for n in self.graph.nodes if self.lo <= self.record.order.get(n, -1) <= self.hi]
+        self.members = set(self.region)
+        self.anchor = self.region[0]
+        self.held: dict[fx.Node, fx.Node] = {}
+        self.fresh: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> None:
+        with self.graph.inserting_before(self.anchor):
+            outs = self._inline([*self._inits(), *self._streams(), *map(self._hold, self.loop.invariants)])
+            count = len(self.loop.carries)
+            self.finals, self.ys = outs[:count], outs[count:]
+            if isinstance(self.loop.steps, int):
+                self.record.steps |= dict.fromkeys(self.ys, self.loop.steps)
+            self._remember()
+            for write in self.loop.writes:
+                self._write_buffer(write)
+            self._write_roots()
+            self._restore_mode()
+        self._replace_uses()
+        self._erase()
+        self._register()
+
+    # inputs ---------------------------------------------------------------------------------
+
+    def _hold(self, value: fx.Node) -> fx.Node:
+        """A node of the user's graph that holds ``value`` at the loop."""
+        rec = self.record
+        if value in rec.spliced:
+            return rec.spliced[value]
+        if value in rec.slices:
+            return self._pick(*rec.slices[value])
+        holder = rec.holder.get(value, rec.origin[value])
+        holder = rec.moved.get(holder, holder)
+        if rec.dies.get(value, self.lo) < self.lo:
+            return self._clone(value, holder)
+        self.held[holder] = value
+        return holder
+
+    def _pick(self, ys: fx.Node, t: int) -> fx.Node:
+        made = self.graph.call_function(torch.select, (ys, 0, t))
+        self.record.picks[made] = (ys, t)
+        return made
+
+    def _clone(self, value: fx.Node, holder: fx.Node) -> fx.Node:
+        """Keep a value that is overwritten before the loop, at the moment it still stands."""
+        rec = self.record
+        at = next(n for n in self.graph.nodes if rec.order.get(n) == rec.born[value])
+        with self.graph.inserting_after(at) if value in rec.fresh else self.graph.inserting_before(at):
+            copy = self.graph.call_function(torch.clone, (holder,))
+        rec.order[copy] = rec.born[value]
+        rec.reads[copy] = {holder: value}
+        rec.copies[copy] = value
+        rec.spliced[value] = copy
+        return copy
+
+    def _inits(self) -> Iterator[fx.Node]:
+        for carry in self.loop.carries:
+            if carry.init is not None:
+                yield self._hold(carry.init)
+
+    def _streams(self) -> Iterator[fx.Node]:
+        for i, stream in enumerate(self.loop.streams):
+            yield self._stream(stream, i)
+
+    def _stream(self, stream: Stream, i: int) -> fx.Node:
+        if isinstance(stream.source, fx.Node):
+            return _view_ops(self.graph, self._hold(stream.source), stream.views)
+        nodes = [s for s in stream.source if isinstance(s, fx.Node)]
+        if nodes:
+            whole = self.graph.call_function(torch.stack, ([self._hold(n) for n in nodes],))
+        else:
+            whole = self._numbers(list(stream.source), i)
+        return _view_ops(self.graph, whole, stream.views)
+
+    def _numbers(self, numbers: list[Any], i: int) -> fx.Node:
+        holder = [n for n in self.loop.body.graph.nodes if n.op == "placeholder"][len(self.loop.carries) + i]
+        seen = holder.meta["example_value"]
+        return self.graph.call_function(torch.tensor, (numbers,), {"dtype": seen.dtype, "device": seen.device})
+
+    def _inline(self, args: list[fx.Node]) -> list[fx.Node]:
+        holders = [n for n in self.fused.graph.nodes if n.op == "placeholder"]
+        env: dict[fx.Node, fx.Node] = dict(zip(holders, args, strict=True))
+        for node in self.fused.graph.nodes:
+            if node.op == "output":
+                return list(fx.node.map_arg(node.args[0], lambda n: env[n]))
+            if node.op in ("get_attr", "call_module"):
+                env[node] = self._attribute(node, env)
+            elif node.op != "placeholder":
+                env[node] = self.graph.node_copy(node, lambda n: env[n])
+        raise ValueError("the fused graph has no output")
+
+    def _attribute(self, node: fx.Node, env: dict[fx.Node, fx.Node]) -> fx.Node:
+        """Bring a constant or submodule of ``fused`` along under a free name."""
+        value: Any = self.fused
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        name = next(f"_tenfuse_{i}" for i in range(10**6) if not hasattr(self.gm, f"_tenfuse_{i}"))
+        setattr(self.gm, name, value)
+        made = self.graph.node_copy(node, lambda n: env[n])
+        made.target = name
+        return made
+
+    # outputs --------------------------------------------------------------------------------
+
+    def _remember(self) -> None:
+        """Later loops find the values of this one in its outputs."""
+        for value, use in self.loop.uses.items():
+            if isinstance(use, Final):
+                self.record.spliced[value] = self.finals[use.carry]
+            elif isinstance(use, Stacked):
+                self.record.spliced.pop(value, None)
+                self.record.slices[value] = (self.ys[use.y], use.t)
+
+    def _base(self, root: fx.Node) -> fx.Node:
+        return self.record.moved.get(root, root)
+
+    def _write_buffer(self, write: BufferWrite) -> None:
+        rec = self.record
+        root = rec.root[rec.origin[write.buffer]]
+        ops, ys = write.views, self.ys[write.y]
+        if ops and ops[-1].target is torch.flip:
+            ops, ys = ops[:-1], self.graph.call_function(torch.flip, (ys, (0,)))
+        self.graph.call_method("copy_", (_view_ops(self.graph, self._base(root), ops), ys))
+
+    def _write_roots(self) -> None:
+        """Tensors from before the loop that it changes as a whole get their last contents."""
+        filled = {w.version for w in self.loop.writes}
+        for root, versions in self.record.versions.items():
+            inside = [v for _, v in versions if v in self.inside]
+            base = self._base(root)
+            if not inside or base in self.members or inside[-1] in filled or base not in self.alive:
+                continue
+            self.graph.call_method("copy_", (base, self._escape(inside[-1])))
+
+    def _restore_mode(self) -> None:
+        """The grad mode after the loop is the one its last step left."""
+        modes = [n for n in self.region if n.target is torch._C._set_grad_enabled]
+        if modes:
+            self.graph.call_function(torch._C._set_grad_enabled, modes[-1].args)
+
+    def _escape(self, value: fx.Node) -> fx.Node:
+        use = self.loop.uses[value]
+        return self.finals[use.carry] if isinstance(use, Final) else self._pick(self.ys[use.y], use.t)
+
+    # the rest of the graph ------------------------------------------------------------------
+
+    def _replace_uses(self) -> None:
+        users = {u for m in self.region for u in m.users if self.record.order.get(u, -1) > self.hi}
+        for user in sorted(users, key=lambda n: self.record.order[n]):
+            for member in [m for m in user.all_input_nodes if m in self.members]:
+                self._replace(user, member)
+
+    def _replace(self, user: fx.Node, member: fx.Node) -> None:
+        rec = self.record
+        root = rec.root.get(member)
+        if root is not None and self._base(root) not in self.members:
+            if member is not root and self._whole(member):
+                user.replace_input_with(member, self._base(root))
+            return  # a view of a tensor from before the loop: it stays, with the tensor
+        value = rec.copies[member] if member in rec.copies else rec.reads[user][member]
+        with self.graph.inserting_before(self.anchor):
+            if value in self.loop.uses:
+                made = self._own(root, member, value)
+            elif value in self.inside:
+                return  # a slice of a tensor from before the loop: it stays
+            else:
+                made = self._hold(value)
+        user.replace_input_with(member, made)
+        rec.reads[user][made] = value
+
+    def _own(self, root: fx.Node | None, member: fx.Node, value: fx.Node) -> fx.Node:
+        """The value; a copy of it if the user's graph goes on to write it in place."""
+        if value not in self.fresh:
+            made = self._escape(value)
+            if root is not None and any(at > self.hi for at, _ in self.record.versions[root]):
+                made = self.graph.call_function(torch.clone, (made,))
+            self.fresh[value] = made
+        if root is not None:
+            self.record.moved[root] = self.fresh[value]
+        return self.fresh[value]
+
+    def _whole(self, member: fx.Node) -> bool:
+        """An in-place operation returns the very tensor it changed."""
+        node: Any = member
+        root = self.record.root[member]
+        while node is not root:
+            if node not in self.record.inplace:
+                return False
+            node = node.args[0]
+        return True
+
+    def _erase(self) -> None:
+        """Remove the unrolled steps; slices of older tensors stay while something reads them."""
+        versions = {self.record.origin[w.version] for w in self.loop.writes}
+        wanted = {
+            self.record.origin[n]
+            for n in self.loop.nodes
+            if n not in self.loop.uses and any(u not in self.inside for u in n.users)
+        } - versions
+        for node in reversed(self.region):
+            if not node.users and node not in wanted:
+                self.graph.erase_node(node)
+                continue
+            for arg in node.all_input_nodes:
+                root = self.record.root.get(arg)
+                if arg in self.members and root is not None and arg is not root and self._whole(arg):
+                    node.replace_input_with(arg, self._base(root))
+
+    def _register(self) -> None:
+        """New nodes stand where the loop stood, and read what they were given."""
+        rec = self.record
+        for node in self.graph.nodes:
+            if node not in rec.order:
+                rec.order[node] = self.lo
+                rec.reads[node] = {m: self.held[m] for m in node.all_input_nodes if m in self.held}
+
+
+def splice(gm: fx.GraphModule, loop: Loop, fused: fx.GraphModule) -> None:
+    """Replace ``loop`` by the nodes of ``fused`` in the graph that ``lower`` will return."""
+    _Splice(gm, loop, fused).run()
+
+
+def lower(gm: fx.GraphModule) -> fx.GraphModule:
+    """The user's graph, in-place operations and all, with every spliced loop in it."""
+    rec = record(gm)
+    join_slices(rec)
+    rec.graph.lint()
+    made = fx.GraphModule(gm, rec.graph)
+    made.meta = {k: v for k, v in gm.meta.items() if not k.startswith("tenfuse_")}
+    return made
