@@ -174,6 +174,9 @@ class _Copier:
             touched |= {s for t in targets if (s := storage_of(value_of(t))) is not None}
         roots: dict[int, fx.Node] = {}
         for node in self.nodes:
+            first = node.args[0] if node.args else None
+            if node not in self.writes and isinstance(first, fx.Node) and self._storages(node) & self._storages(first):
+                self.record.views.add(node)
             for store in self._storages(node):
                 if store not in touched:
                     continue
@@ -445,7 +448,8 @@ class _Copier:
             version = known
         else:
             if known is not None and state.find(box)[0] is known:
-                return  # writes back what is there already
+                self.record.idle.add(node)
+                return
             ops = tuple(ViewOp(o.target, self.map(o.args), o.kwargs) for o in chain)
             version = self._emit(node, "call_function", written, (state.current, value, Views(ops)))
             version.meta["example_value"] = value_of(state.root)

@@ -60,6 +60,10 @@ class Record:
     """Stacked output in ``graph`` -> its number of entries."""
     inplace: set[fx.Node] = dataclasses.field(default_factory=set)
     """Nodes of ``graph`` that write their first argument in place and return it."""
+    idle: set[fx.Node] = dataclasses.field(default_factory=set)
+    """Nodes of ``graph`` that write back what stands there already."""
+    views: set[fx.Node] = dataclasses.field(default_factory=set)
+    """Nodes of ``graph`` that only show memory of their first argument."""
     copies: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     """Clone made by ``rewrite`` -> the SSA value it preserves."""
     moved: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)

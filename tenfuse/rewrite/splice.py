@@ -153,7 +153,7 @@ class _Splice:
 
     def _write_buffer(self, write: BufferWrite) -> None:
         rec = self.record
-        root = rec.root[rec.origin[write.buffer]]
+        root = rec.root[rec.holder.get(write.buffer, rec.origin[write.buffer])]
         ops, ys = write.views, self.ys[write.y]
         if ops and ops[-1].target is torch.flip:
             ops, ys = ops[:-1], self.graph.call_function(torch.flip, (ys, (0,)))
@@ -184,6 +184,9 @@ class _Splice:
     def _replace_uses(self) -> None:
         users = {u for m in self.region for u in m.users if self.record.order.get(u, -1) > self.hi}
         for user in sorted(users, key=lambda n: self.record.order[n]):
+            if user in self.record.idle and not user.users:
+                self.graph.erase_node(user)
+                continue
             for member in [m for m in user.all_input_nodes if m in self.members]:
                 self._replace(user, member)
 
@@ -257,10 +260,18 @@ def splice(gm: fx.GraphModule, loop: Loop, fused: fx.GraphModule) -> None:
     _Splice(gm, loop, fused).run()
 
 
+def _drop_views(rec: Record) -> None:
+    """Slices that only removed steps read are gone with them."""
+    for node in reversed(list(rec.graph.nodes)):
+        if not node.users and node in rec.views:
+            rec.graph.erase_node(node)
+
+
 def lower(gm: fx.GraphModule) -> fx.GraphModule:
     """The user's graph, in-place operations and all, with every spliced loop in it."""
     rec = record(gm)
     join_slices(rec)
+    _drop_views(rec)
     rec.graph.lint()
     made = fx.GraphModule(gm, rec.graph)
     made.meta = {k: v for k, v in gm.meta.items() if not k.startswith("tenfuse_")}
