@@ -93,14 +93,16 @@ def _command(commands: Any, name: str, run: Callable[..., int], summary: str) ->
 
 def _explain(arguments: argparse.Namespace) -> int:
     from tenfuse.report.explain import explain
-    from tenfuse.report.text import render
+    from tenfuse.report.text import render, to_text
 
     target, options = _target(arguments)
     with _progress(f"explaining {target.name}"):
         call = explain(target.model, graphs=arguments.graph, **options)
         report = dataclasses.replace(call(*target.args, **target.kwargs), model=target.name)
     if arguments.format == "text":
-        _console().print(render(report, arguments.kernels, arguments.graph))
+        console = _console()
+        shown = (report, arguments.kernels, arguments.graph)
+        console.print(render(*shown)) if console.is_terminal else print(to_text(*shown))
     else:
         print(report.to_json() if arguments.format == "json" else report.to_html())
     return 1 if arguments.require_fused and report.kept else 0

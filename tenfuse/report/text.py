@@ -21,7 +21,7 @@ _COLOUR = {"fused": "green", "kept": "yellow"}
 _SIGN = {"fused": "✓", "kept": "✗"}
 
 
-def to_text(report: Report, width: int = _WIDTH, kernels: bool = False, graphs: bool = False) -> str:
+def to_text(report: Report, kernels: bool = False, graphs: bool = False, width: int = _WIDTH) -> str:
     """Plain text without escape codes."""
     buffer = io.StringIO()
     Console(file=buffer, width=width, color_system=None, force_terminal=False, legacy_windows=False).print(
