@@ -19,19 +19,33 @@ from tenfuse.step.program import AxisName, Const, Contract, Pointwise, Ref, argu
 @dataclasses.dataclass(frozen=True)
 class Access:
     """Memory with one stride per local axis; ``padded`` memory may be read and written
-    in whole vectors beyond an axis' last entry."""
+    in whole vectors beyond an axis' last entry.
+
+    With ``panel`` the entries of the vector axis lie in blocks, one block for all entries
+    of the other axes, so that a register tile streams through contiguous memory: the
+    first index of a block is then multiplied by ``panel``.
+    """
 
     pointer: str
     dims: tuple[tuple[AxisName, str], ...]
     padded: bool = False
+    panel: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One unrolled position along an axis: its index, and how many lanes are real."""
+    """One unrolled position along an axis: where its block starts, the distance from
+    there, and how many lanes are real."""
 
-    index: str
+    base: str
+    offset: int = 0
     count: str = ""
+
+    @property
+    def index(self) -> str:
+        if self.base == "0":
+            return str(self.offset)
+        return f"{self.base} + {self.offset}" if self.offset else self.base
 
 
 Combo = dict[AxisName, int]
@@ -140,7 +154,7 @@ class NestWriter:
             self._fixed(level, axis, role.extent, many, lanes)
             return
         self.put(f"int64_t {var} = 0;")
-        entries = [Entry(var if u == 0 else f"{var} + {u * lanes}") for u in range(many)]
+        entries = [Entry(var, u * lanes) for u in range(many)]
         if many > 1 or lanes > 1:
             self._block(level, axis, f"for (; {var} + {stride} <= {role.extent}; {var} += {stride})", entries)
         count = f"{role.extent} - {var}" if lanes > 1 else ""
@@ -151,21 +165,21 @@ class NestWriter:
             else:
                 self._block(level, axis, f"for (; {var} < {role.extent}; {var} += {step})", [Entry(var)])
         if lanes > 1:
-            self._block(level, axis, f"if ({var} < {role.extent})", [Entry(var, count)])
+            self._block(level, axis, f"if ({var} < {role.extent})", [Entry(var, 0, count)])
 
     def _fixed(self, level: int, axis: AxisName, extent: int, many: int, lanes: int) -> None:
         var, stride = f"i{self.s.spaces.axes[axis].id}", many * lanes
         whole, rest = divmod(extent, stride)
         if whole == 1:
-            self._block(level, axis, "", [Entry(str(u * lanes)) for u in range(many)])
+            self._block(level, axis, "", [Entry("0", u * lanes) for u in range(many)])
         elif whole:
-            entries = [Entry(var if u == 0 else f"{var} + {u * lanes}") for u in range(many)]
+            entries = [Entry(var, u * lanes) for u in range(many)]
             self._block(level, axis, f"for (int64_t {var} = 0; {var} < {whole * stride}; {var} += {stride})", entries)
         if rest:
             base, last = whole * stride, -(-rest // lanes) - 1
-            entries = [Entry(str(base + u * lanes)) for u in range(last + 1)]
+            entries = [Entry(str(base), u * lanes) for u in range(last + 1)]
             if lanes > 1 and rest % lanes:
-                entries[last] = Entry(str(base + last * lanes), str(rest % lanes))
+                entries[last] = Entry(str(base), last * lanes, str(rest % lanes))
             self._block(level, axis, "", entries)
 
     def _block(self, level: int, axis: AxisName, head: str, entries: list[Entry]) -> None:
@@ -264,7 +278,10 @@ class NestWriter:
             entry = self.bind[axis][at.get(axis, 0)]
             if axis == self.nest.x:
                 stride, count = step, entry.count
-            if entry.index != "0":
+            if axis == self.nest.x and access.panel:
+                terms += [f"{entry.base} * {access.panel}"] if entry.base != "0" else []
+                terms += [str(entry.offset)] if entry.offset else []
+            elif entry.index != "0":
                 wrapped = f"({entry.index})" if "+" in entry.index else entry.index
                 terms.append(wrapped if step == "1" else f"{wrapped} * {step}")
         return " + ".join(terms), stride, count

@@ -127,6 +127,10 @@ class Scheduler:
         middle = [x] if x else []
         x_first = x is not None and any(x in self.axes[r] and self.axes[r] != space for r in refs)
         order = outer + middle + rest if x_first else outer + rest + middle
+        if x is not None and refs and x in kept_by_all and self.spaces.row in outer:
+            # A block of the constant stays in the first-level cache while all rows pass over it.
+            outer.remove(self.spaces.row)
+            order = [*outer, x, self.spaces.row, *rest]
         nest = Nest(order, x, {}, refs, [])
         self._unroll(nest, refs)
         nest.memory = {r for r in refs if not self.in_registers(nest, r)}
@@ -151,27 +155,25 @@ class Scheduler:
         extent = self.spaces.axes[x].extent
         vectors = -(-extent // self.lanes) if isinstance(extent, int) else 64
         keeping = [r for r in refs if x in self.axes[r]]
-        crossing = [r for r in refs if x not in self.axes[r]]
         rows = [a for a in nest.order if a != x and all(a in self.axes[r] for r in refs)]
-        most = 4
-        if not refs:
-            most = 2
-        elif keeping and len(keeping) * 4 > budget:
-            most = max(1, budget // len(keeping))
-        if keeping and crossing and vectors <= 8:
+        row = rows[-1] if rows and refs and self._shares(nest, refs, rows[-1]) else None
+        count = max(1, len(refs))
+        most = 2 if not refs else max(1, min(4, budget // count))
+        if row is not None and self.spaces.axes[row].capacity != 1:
+            most = max(1, min(most, budget // (4 * count)))
+        if keeping and len(keeping) < len(refs) and vectors <= 8:
             most = vectors
         width = _parts(vectors, most)
         if width > 1:
             nest.unroll[x] = width
-        count = max(1, len(refs)) * width
-        if rows and refs and self._shares(nest, refs, rows[-1]) and count * 2 <= budget:
-            most = min(budget // count, 4)
-            trips = self.spaces.axes[rows[-1]]
+        count *= width
+        if row is not None and count * 2 <= budget:
+            most = min(budget // count, 8)
+            trips = self.spaces.axes[row]
             most = min(most, trips.capacity) if isinstance(trips.capacity, int) else most
-            if isinstance(trips.extent, int):
-                most = _parts(trips.extent, most)
+            most = _parts(trips.extent, most) if isinstance(trips.extent, int) else most
             if most > 1:
-                nest.unroll[rows[-1]] = most
+                nest.unroll[row] = most
                 count *= most
         inner = nest.order[-1]
         if refs and inner != x and all(inner not in self.axes[r] for r in refs) and count * 2 <= budget // 2:

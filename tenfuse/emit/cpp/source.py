@@ -12,6 +12,7 @@ or 1 when scratch memory ran out.  Names come from counters only.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from tenfuse.emit.cpp.isa import Isa
@@ -24,6 +25,8 @@ from tenfuse.step.program import AxisName, CarrySpec, Input, OutSpec, Ref, StepP
 
 Size = int | str
 TIMED = ("stream", "save")
+PANEL_BYTES = 8 << 10
+"""Invariants smaller than this stay in the first-level cache in any layout."""
 
 
 def timed(kernel: Kernel, operand: Operand) -> bool:
@@ -52,6 +55,14 @@ class Array:
         dims = tuple((axes[p], str(s)) for p, s in zip(self.places, self.strides, strict=True))
         return Access(pointer or self.name, dims, padded=True)
 
+    def panels(self, axes: tuple[AxisName, ...], x: AxisName, block: int) -> Access:
+        """The same memory with ``x`` cut in blocks of ``block`` entries, outermost."""
+        pitch = int(self.strides[-2]) if len(self.strides) > 1 else block
+        dims = []
+        for p, s in zip(self.places, self.strides, strict=True):
+            dims.append((axes[p], "1" if axes[p] == x else str(int(s) // pitch * block)))
+        return Access(self.name, tuple(dims), padded=True, panel=str(int(self.size) // pitch))
+
 
 class KernelWriter:
     """Collects pointers, scratch and nests, then lays out the text."""
@@ -62,13 +73,14 @@ class KernelWriter:
         self.spaces, self.last, self.state_last = choose(kernel, isa)
         self.arrays: list[tuple[Array, int]] = []
         self.pointers: dict[tuple[int, tuple[AxisName, ...]], int] = {}
-        self.packs: dict[tuple[int, tuple[AxisName, ...], AxisName | None], Array] = {}
+        self.packs: dict[tuple[int, tuple[AxisName, ...], AxisName | None, int], Array] = {}
         self.work = 0
 
     # -- scratch and operands -----------------------------------------------------------
 
-    def array(self, axes: tuple[AxisName, ...], last: int | None, copies: int = 1) -> Array:
-        """Scratch over the local axes among ``axes``; ``last`` is the position with stride 1."""
+    def array(self, axes: tuple[AxisName, ...], last: int | None, copies: int = 1, grain: int = 1) -> Array:
+        """Scratch over the local axes among ``axes``; ``last`` is the position with stride 1,
+        its extent rounded up to whole vectors and to ``grain``."""
         places = [p for p, a in enumerate(axes) if self.spaces.axes[a].kind != "task"]
         if last in places:
             places.remove(last)  # type: ignore[arg-type]
@@ -79,7 +91,7 @@ class KernelWriter:
             strides.append(size)
             extent = self.spaces.axes[axes[p]].capacity
             if n == 0:
-                extent = self._padded(extent)
+                extent = self._padded(-(-extent // grain) * grain if isinstance(extent, int) else extent)
             size = times(size, extent)
         size = self._padded(size) if not places else size
         found = Array(f"w{len(self.arrays)}", tuple(places), tuple(reversed(strides)), size)
@@ -114,8 +126,9 @@ class KernelWriter:
             dims.append((a, "1" if unit else f"s{place}_{p + first}"))
         return Access(f"{letter}{number}", tuple(dims))
 
-    def constant(self, index: int, axes: tuple[AxisName, ...], x: AxisName | None) -> Access:
+    def constant(self, index: int, axes: tuple[AxisName, ...], nest: Nest) -> Access:
         """An invariant: read where it lies if that suits, else from a packed copy."""
+        x = nest.x
         place = self.operand("constant", index)
         assert place is not None, f"the kernel has no operand for invariant {index}"
         operand = self.kernel.operands[place]
@@ -123,6 +136,12 @@ class KernelWriter:
         unit = axes[operand.axes.index(operand.unit)] if operand.unit in operand.axes else None
         if not local:
             return self.outside("constant", index, axes)
+        panel = self._panel(local, nest)
+        if panel and x is not None:
+            key = (index, axes, x, panel)
+            if key not in self.packs:
+                self.packs[key] = self.array(axes, axes.index(x), grain=panel)
+            return self.packs[key].panels(axes, x, panel)
         same = operand.dtype == self.kernel.compute
         if x not in local:
             if same:
@@ -132,14 +151,25 @@ class KernelWriter:
             extent = self.spaces.axes[str(x)].extent
             if not isinstance(extent, int) or extent % self.lanes == 0:
                 return self.outside("constant", index, axes)
-        key = (index, axes, x)
+        key = (index, axes, x, 0)
         if key not in self.packs:
             self.packs[key] = self.array(axes, axes.index(x) if x in axes else None)
         return self.packs[key].access(axes)
 
+    def _panel(self, local: frozenset[AxisName], nest: Nest) -> int:
+        """Entries per block if a constant should be packed in blocks for this nest, else 0."""
+        x = nest.x
+        extents = [self.spaces.axes[a].extent for a in local]
+        if x not in local or not nest.reductions or not all(isinstance(e, int) for e in extents):
+            return 0
+        block = nest.unroll.get(str(x), 1) * self.lanes
+        volume = math.prod(int(e) for e in extents)
+        whole = int(self.spaces.axes[str(x)].extent)
+        return block if len(local) > 1 and whole > block and volume * 4 >= PANEL_BYTES else 0
+
     # -- steps --------------------------------------------------------------------------
 
-    def copy(self, axes: tuple[AxisName, ...], source: Access, target: Access) -> list[str]:
+    def copy(self, axes: tuple[AxisName, ...], source: Access, target: Access, unroll: int = 0) -> list[str]:
         """Lines that copy one tensor of a task."""
         program = StepProgram((Input("carry", 0, axes),), self.sizes(), (CarrySpec(axes, 0, axes),), ())
         kernel = dataclasses.replace(self.kernel, program=program, recompute=None, operands=())
@@ -149,7 +179,7 @@ class KernelWriter:
         both = [a for a, s in source.dims if s == "1" and (a, "1") in target.dims]
         x = (both or units or [None])[0]
         order = sorted(local - {x}, key=lambda a: self.spaces.axes[a].id) + ([x] if x else [])
-        nest = Nest(order, x, {}, [], [Store(0, local, ("copy", 0))])
+        nest = Nest(order, x, {x: unroll} if x and unroll else {}, [], [Store(0, local, ("copy", 0))])
         return NestWriter(scheduler, nest, lambda r: source, lambda s: target).text()
 
     def sizes(self) -> dict[AxisName, int]:
@@ -183,7 +213,7 @@ class KernelWriter:
                 if ref in nest.kept or not isinstance(node, Input):
                     return hold(ref, x)
                 if node.kind == "invariant":
-                    return self.constant(node.index, node.axes, x)
+                    return self.constant(node.index, node.axes, nest)
                 if node.kind == "stream":
                     return self.outside("stream", node.index, node.axes)
                 found = old(ref)
@@ -229,8 +259,7 @@ class KernelWriter:
 
     def text(self) -> str:
         body = self._backward() if self.kernel.backward else self._forward()
-        packs = [self.copy(axes, self.outside("constant", i, axes), array.access(axes))
-                 for (i, axes, _), array in list(self.packs.items())]
+        packs = [self._pack(*key, array) for key, array in list(self.packs.items())]
         head = self._strides() + self._pointers() + self._scratch()
         task = head + [line for pack in packs for line in pack] + body
         return (
@@ -238,6 +267,11 @@ class KernelWriter:
             + self._signature() + " {\n" + "".join(f"  {line}\n" for line in task) + "}\n\n"
             + self._entry()
         )
+
+    def _pack(self, index: int, axes: tuple[AxisName, ...], x: AxisName | None, panel: int, array: Array) -> list[str]:
+        """Lines that fill the packed copy of an invariant."""
+        target = array.panels(axes, x, panel) if panel and x else array.access(axes)
+        return self.copy(axes, self.outside("constant", index, axes), target, panel // self.lanes)
 
     def _carries(self) -> tuple[list[Array], list[str]]:
         """Arrays of the program's carries and the lines that fill them."""
