@@ -1,0 +1,1 @@
+"""Measurements: ``python -m benchmarks.cpu`` and ``python -m benchmarks.demo``."""

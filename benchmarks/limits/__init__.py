@@ -27,7 +27,9 @@ def library(name: str) -> ctypes.CDLL:
     """The shared library of ``name``.cpp, rebuilt when its text or the flags change."""
     source = HERE / f"{name}.cpp"
     compiler = os.environ.get("CXX", "g++")
-    key = hashlib.sha256(source.read_bytes() + (HERE / "vec.h").read_bytes() + repr((compiler, FLAGS)).encode())
+    key = hashlib.sha256(
+        source.read_bytes() + (HERE / "vec.h").read_bytes() + repr((compiler, FLAGS)).encode()
+    )
     place = Path(tempfile.gettempdir()) / f"tenfuse-limits-{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
     built = place / f"{name}-{key.hexdigest()[:16]}.so"
