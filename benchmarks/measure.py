@@ -63,6 +63,13 @@ def alternate(calls: Mapping[str, Call], rounds: int, budget: float = 60.0) -> d
     return seconds
 
 
+def warm(calls: Mapping[str, Call]) -> Mapping[str, Call]:
+    """The same calls, each made once."""
+    for call in calls.values():
+        call()
+    return calls
+
+
 def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> Spread:
     """How many times longer ``over`` took than ``under``, round by round."""
     return Spread.of([a / b for a, b in zip(seconds[over], seconds[under], strict=True)])
