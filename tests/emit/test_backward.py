@@ -1,5 +1,6 @@
 """Backward kernels (recompute inside chunks, then the adjoint) against autograd in fp64."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import programs
+from gradients import derived
 from harness import backward
 
 CASES = {
@@ -49,3 +51,30 @@ def test_delta_sizes(sizes):
 def test_ten_sizes(sizes):
     forward, adjoint, leaves = CASES["ten"]
     check(backward(forward(**sizes), adjoint(**sizes), 9, 4, extra=leaves), 3e-5)
+
+
+def agree(found, tolerance):
+    for name, mine, theirs in found:
+        scale = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
+        error = float((mine.double() - theirs).abs().max()) if theirs.numel() else 0.0
+        assert error <= tolerance * scale, (name, error, scale)
+
+
+def without_sums(name):
+    """The program; its accumulating outputs stacked, because an adjoint takes no others."""
+    program = programs.FORWARD[name]()
+    outs = tuple(dataclasses.replace(o, accumulate=False) for o in program.outs)
+    return dataclasses.replace(program, outs=outs)
+
+
+@pytest.mark.parametrize("name", programs.FORWARD)
+@pytest.mark.parametrize("steps,chunk,reverse", [(1, 4, False), (11, 4, True), (8, 4, False), (5, 64, True)])
+def test_derived_adjoint(name, steps, chunk, reverse):
+    bools = (1,) if name == "masked" else ()
+    agree(derived(without_sums(name), steps, chunk, reverse=reverse, bools=bools), 5e-5)
+
+
+@pytest.mark.parametrize("name", programs.FORWARD)
+def test_derived_adjoint_double(name):
+    bools = (1,) if name == "masked" else ()
+    agree(derived(without_sums(name), 6, 4, "f64", bools=bools), 1e-10)
