@@ -31,9 +31,12 @@ from tenfuse.capture.views import (
     call,
     geometry,
     is_tensor,
+    key_of_shape,
+    shape_of,
     sliced,
     static,
     storage_of,
+    subscript_items,
     value_of,
     whole,
 )
@@ -400,17 +403,15 @@ class _Copier:
             self.record.holder[made] = target
             self._store(node, state, target, self.chain[target], self.box[target], made)
             return
-        with torch.no_grad():
-            shown = _symbolic(base, index)
-        probe = _probe(target, index, shown)
-        found = basic_index(probe)
-        box = sliced(self.box[target], found[1]) if found else Box(self.box[target].hull, None)
+        items = subscript_items(index, base)
+        box = sliced(self.box[target], items) if items is not None else Box(self.box[target].hull, None)
         op = ViewOp(operator.getitem, (index,))
+        value = self.map(source)
         if isinstance(source, fx.Node) and is_tensor(source):
-            like = _probe(target, index, shown)
-            value: Any = self._fit_slice(node, like, target, source)
-        else:
-            value = self.map(source)
+            shape = shape_of(items, base) if items is not None else None
+            seen = value_of(source)
+            if shape != key_of_shape(seen) or seen.dtype != base.dtype or seen.device != base.device:
+                value = self._fit_slice(node, _probe(target, index, _symbolic(base, index)), target, source)
         self._store(node, state, target, (*self.chain[target], op), box, value)
 
     def _fit_slice(self, node: fx.Node, like: fx.Node, target: fx.Node, source: fx.Node) -> fx.Node:
@@ -486,7 +487,8 @@ def _symbolic(base: torch.Tensor, index: Any) -> torch.Tensor:
             return slice(shown(entry.start), shown(entry.stop), shown(entry.step))
         return entry
 
-    found: torch.Tensor = base[tuple(shown(e) for e in entries)]
+    with torch.no_grad():
+        found: torch.Tensor = base[tuple(shown(e) for e in entries)]
     return found
 
 
@@ -506,6 +508,9 @@ def functionalize(gm: fx.GraphModule) -> fx.GraphModule:
     copier = _Copier(gm)
     ssa = copier.run()
     made = fx.GraphModule(gm, fx.Graph(), class_name=type(gm).__name__)
+    for node in ssa.nodes:
+        if node.op in ("get_attr", "call_module"):
+            fx.graph_module._copy_attr(gm, made, str(node.target))
     made._graph = ssa
     ssa.owning_module = made
     made.meta = {**getattr(gm, "meta", {}), KEY: copier.record}

@@ -11,8 +11,10 @@ loop must be named in ``uses`` or ``writes``.  Leaves one sentence; raises ``Ref
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx as fx
 
@@ -35,6 +37,33 @@ def _cells(value: torch.Tensor) -> tuple[Any, ...]:
     strides = tuple(_text(s) if n != 1 else 0 for n, s in zip(shape, value.stride(), strict=True))
     memory = value.untyped_storage()._cdata
     return (memory, _text(value.storage_offset()), shape, strides, value.dtype, value.is_conj(), value.is_neg())
+
+
+def _numeric_cells(value: torch.Tensor, ops: tuple[ViewOp, ...]) -> tuple[Any, ...] | None:
+    """``_cells`` of a chain of subscripts, by numpy's arithmetic on an array that holds nothing."""
+    geometry = (*value.shape, *value.stride(), value.storage_offset())
+    if not all(isinstance(v, int) for v in geometry) or 0 in value.shape:
+        return None
+    array = np.lib.stride_tricks.as_strided(np.zeros(1, dtype=np.int8), tuple(value.shape), value.stride())
+    start = array.__array_interface__["data"][0]
+    for op in ops:
+        if op.target is not operator.getitem or op.kwargs or not _plain(op.args[0]):
+            return None
+        array = array[op.args[0]] if isinstance(op.args[0], tuple) else array[(op.args[0], ...)]
+    if not array.size:
+        return None
+    offset = array.__array_interface__["data"][0] - start + value.storage_offset()
+    strides = tuple(s if n != 1 else 0 for n, s in zip(array.shape, array.strides, strict=True))
+    memory = value.untyped_storage()._cdata
+    return (memory, offset, array.shape, strides, value.dtype, value.is_conj(), value.is_neg())
+
+
+def _plain(index: Any) -> bool:
+    if isinstance(index, tuple):
+        return all(_plain(i) for i in index) and not any(isinstance(i, tuple) for i in index)
+    if isinstance(index, slice):
+        return all(v is None or type(v) is int for v in (index.start, index.stop, index.step))
+    return index is None or index is Ellipsis or type(index) is int
 
 
 def _shown(value: torch.Tensor, ops: tuple[ViewOp, ...]) -> torch.Tensor:
@@ -244,7 +273,8 @@ class _Proof:
 
     def check_writes(self) -> None:
         """Every write of the graph is one slice of one ``BufferWrite``, in chains."""
-        stores = [n for n in self.loop.nodes if n.target is written and n not in self.matched_stores()]
+        met = {v for env in self.made_of for v in env.values() if isinstance(v, fx.Node)}
+        stores = [n for n in self.loop.nodes if n.target is written and n not in met]
         if len(stores) != self.steps * len(self.loop.writes):
             raise _fail("another number of slices is written")
         by_version: dict[fx.Node, list[int]] = {}
@@ -258,9 +288,6 @@ class _Proof:
                     node = node.args[0]
             if any(self.loop.writes[i].buffer is not node for i in indices) or node in self.region:
                 raise _fail("a buffer starts from another tensor")
-
-    def matched_stores(self) -> set[fx.Node]:
-        return {v for env in self.made_of for v in env.values() if isinstance(v, fx.Node)}
 
     def check_write(self, node: Any, i: int, run: int) -> None:
         write, t = self.loop.writes[i], self.memory(run)
@@ -294,7 +321,8 @@ class _Proof:
         return self._write_sources
 
     def cells_written(self, buffer: fx.Node, views: Views) -> tuple[Any, ...]:
-        return _cells(_shown(buffer.meta["example_value"], views.ops))
+        seen = buffer.meta["example_value"]
+        return _numeric_cells(seen, views.ops) or _cells(_shown(seen, views.ops))
 
     def check_uses(self) -> None:
         for node in self.loop.nodes:

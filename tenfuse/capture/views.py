@@ -77,9 +77,13 @@ def key_of(size: Any) -> Any:
     return size if isinstance(size, int) else ("sym", str(size))
 
 
+def key_of_shape(value: torch.Tensor) -> tuple[Any, ...]:
+    return tuple([key_of(s) for s in value.shape])
+
+
 def geometry(value: torch.Tensor) -> tuple[Any, ...]:
     """Sizes, dtype and device, comparable without guards."""
-    return (tuple(key_of(s) for s in value.shape), value.dtype, str(value.device))
+    return (key_of_shape(value), value.dtype, str(value.device))
 
 
 def _item(index: Any, size: Any, out_size: Any) -> Item | None:
@@ -109,7 +113,28 @@ def _item(index: Any, size: Any, out_size: Any) -> Item | None:
     return Range(start, count_seen, index.step or 1)
 
 
-def _getitem(index: Any, base: torch.Tensor, out: torch.Tensor) -> Items | None:
+def subscript_items(index: Any, base: torch.Tensor) -> Items | None:
+    """``base[index]`` as items; None for anything but a basic index with known bounds."""
+    return _getitem(index, base, None)
+
+
+def shape_of(items: Items, base: torch.Tensor) -> tuple[Any, ...]:
+    """The sizes that a slice shows, comparable without guards."""
+    sizes: list[Any] = []
+    dim = 0
+    for item in items:
+        if isinstance(item, New):
+            sizes.append(1)
+            continue
+        if isinstance(item, Range):
+            sizes.append(item.count)
+        elif isinstance(item, All):
+            sizes.append(key_of(base.shape[dim]))
+        dim += 1
+    return tuple(sizes)
+
+
+def _getitem(index: Any, base: torch.Tensor, out: torch.Tensor | None) -> Items | None:
     entries = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(e, (list, torch.Tensor)) or isinstance(e, bool) for e in entries):
         return None
@@ -128,7 +153,8 @@ def _getitem(index: Any, base: torch.Tensor, out: torch.Tensor) -> Items | None:
             items.append(New())
             out_dim += 1
             continue
-        out_size = out.shape[out_dim] if isinstance(entry, slice) and out_dim < out.dim() else 1
+        known = out is not None and isinstance(entry, slice) and out_dim < out.dim()
+        out_size = out.shape[out_dim] if known and out is not None else None
         item = _item(entry, base.shape[dim], out_size)
         if item is None:
             return None
