@@ -129,3 +129,38 @@ def test_help_and_version_do_not_import_torch():
         "assert 'torch' not in sys.modules and 'rich' not in sys.modules",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True)
+
+
+def test_explain(file, capsys):
+    assert main(["explain", f"{file}:Ema", "--require-fused", "--kernels"]) == 0
+    out, err = capsys.readouterr()
+    assert "1 fused" in out and "self.decay * h + x[:, t]" in out and "extern" in out and err == ""
+    assert "\x1b" not in out
+    assert main(["explain", f"{file}:breaks", "--require-fused"]) == 1
+    assert "TF120" in capsys.readouterr().out
+    assert main(["explain", f"{file}:breaks"]) == 0
+
+
+def test_explain_json_and_html(file, capsys):
+    assert main(["explain", f"{file}:Ema", "--format", "json", "--graph", "--option", "strict=true"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["loops"][0]["status"] == "fused" and report["graphs"][0]["before"]
+    assert main(["explain", f"{file}:Ema", "--format", "html"]) == 0
+    assert capsys.readouterr().out.startswith("<!doctype html>")
+
+
+def test_check_and_bench(file, capsys):
+    options = ["--option", "inner=eager"]
+    assert main(["check", f"{file}:Ema", *options]) == 0
+    assert "grad of decay" in capsys.readouterr().out
+    assert main(["check", f"{file}:Ema", "--format", "json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert main(["bench", f"{file}:Ema", "--rounds", "2", "--format", "json", *options]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert [t["what"] for t in body["timings"]] == ["forward", "forward + backward"]
+    assert all(t["eager"] > 0 and t["compiled"] > 0 for t in body["timings"])
+
+
+def test_a_model_that_raises_is_one_clear_line(file, capsys):
+    message = failure(capsys, "check", f"{file}:raises")
+    assert "ValueError: of the model at " in message and "some_model.py" in message

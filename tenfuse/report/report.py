@@ -14,6 +14,7 @@ import dataclasses
 import json
 import linecache
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -144,9 +145,13 @@ class Report:
         return to_html(self)
 
 
+_PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+)(: .*)?", re.DOTALL)
+
+
 def short(place: str) -> str:
-    """ "/home/me/file.py:210" as "file.py:210"."""
-    return os.path.basename(place) if place else ""
+    """"/home/me/file.py:210: h = a / b" as "file.py:210"."""
+    found = _PLACE.fullmatch(place)
+    return f"{os.path.basename(found['file'])}:{found['line']}" if found else os.path.basename(place)
 
 
 def _place(span: Span) -> dict[str, Any]:

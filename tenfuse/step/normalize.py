@@ -123,7 +123,7 @@ def normalize(loop: Loop, autocast: contextlib.AbstractContextManager[Any] | Non
     tensors = [examples[i] for i in tensor_at]
     mode = fake_mode(tensors)
     try:
-        with torch.no_grad(), mode, autocast or contextlib.nullcontext():
+        with torch.no_grad(), mode, autocast or contextlib.nullcontext(), fx.traceback.preserve_node_meta():
             traced = make_fx(run, _allow_non_fake_inputs=True)(*tensors)
     except Refused:
         raise

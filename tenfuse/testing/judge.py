@@ -91,7 +91,7 @@ class Judge:
             limit, bound = max(limit, RATIO * luck), max(bound, LARGEST * luck)
         problem = ""
         if mine > limit:
-            problem = f"RMSE {mine / max(theirs, 1e-300):.1f} times the eager model's"
+            problem = f"RMSE {mine / max(limit, 1e-300):.3g} times the limit"
         elif worst > bound:
             problem = f"one entry is off by {worst:.2e}, allowed {bound:.2e}"
         return Row(name, dtype, shape, theirs, mine, limit, problem)

@@ -6,7 +6,7 @@ import pytest
 from tenfuse.capture.loop import Span
 from tenfuse.reasons import RANDOM, refuse
 from tenfuse.report import registry
-from tenfuse.report.report import LoopReport, Report
+from tenfuse.report.report import LoopReport, Report, short
 from tenfuse.report.text import margin, to_text
 
 SOURCE = """\
@@ -42,6 +42,12 @@ def test_fields(file):
     loop = kept(file)
     assert (loop.status, loop.code, loop.where, loop.blocker) == ("kept", "TF201", "model.py:4", 4)
     assert loop.hint == RANDOM.remedy
+
+
+def test_places_are_shortened():
+    for place in ("/a/b/file.py:21", "file.py:21", "file.py:21: h = a / b: c", "/x/file.py:21: x = 'y:3'"):
+        assert short(place) == "file.py:21"
+    assert (short(""), short("/a/file.py"), short("<no source>")) == ("", "file.py", "<no source>")
 
 
 def test_no_third_outcome(file):

@@ -1,6 +1,7 @@
 """The generator itself: what it prints runs, and spellings of one recurrence agree."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,5 +78,5 @@ def test_printing_is_deterministic_and_has_a_file():
     program = Program(normal(Recipe(cell="delta", order=12345, header="while")))
     assert program.source == Program(program.recipe).source
     model = program.load()
-    assert open(model.__code__.co_filename).read() == program.source
+    assert Path(model.__code__.co_filename).read_text() == program.source
     assert all(torch.equal(a, b) for a, b in zip(program.inputs(), program.inputs(), strict=True))
