@@ -25,7 +25,9 @@ from tenfuse.step.program import AxisName
 from tenfuse.step.reader import Placed
 
 _plans: dict[str, LoopPlan] = {}
-_launchers: dict[Kernel, Launcher] = {}
+_launchers: dict[tuple[str, bool, bool, int], Launcher] = {}
+"""By plan, and by which of the plan's kernels: an adjoint that recomputes nothing differs
+from the forward in its direction only."""
 _lock = threading.Lock()
 launches: Counter[str] = Counter()
 """Launches of every kernel by its name."""
@@ -44,12 +46,13 @@ def kernel_name(key: str, role: str) -> str:
 
 def prepare(kernel: Kernel, key: str) -> Launcher:
     """Compile ``kernel`` (once); refuses when there is no compiler or it fails."""
+    which = (key, kernel.backward, kernel.reverse, kernel.checkpoint)
     with _lock:
-        found = _launchers.get((key, kernel.backward, kernel.checkpoint))  # type: ignore[call-overload]
+        found = _launchers.get(which)
     if found is None:
         found = Launcher(kernel)
         with _lock:
-            _launchers.setdefault((key, kernel.backward, kernel.checkpoint), found)  # type: ignore[call-overload]
+            _launchers.setdefault(which, found)
     return found
 
 
