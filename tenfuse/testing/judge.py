@@ -39,6 +39,10 @@ def compare(trial: Trial, compiled: Run) -> tuple[Row, ...]:
     if compiled.structure != trial.eager.structure:
         problem = f"the result is {compiled.structure} instead of {trial.eager.structure}"
         return (Row("structure", "", (), 0.0, math.inf, 0.0, problem),)
+    pairs = zip(trial.eager.differentiable, compiled.differentiable, strict=True)
+    cut = [i for i, (wanted, found) in enumerate(pairs) if wanted and not found]
+    if cut:
+        return (Row("structure", "", (), 0.0, math.inf, 0.0, f"no gradient instead of one at outputs {cut}"),)
     oracle = trial.run(torch.float64)
     judge = Judge(trial, oracle)
     return tuple(

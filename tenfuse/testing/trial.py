@@ -22,6 +22,8 @@ class Run:
 
     values: dict[str, Any]
     structure: str
+    differentiable: tuple[bool, ...]
+    """Which outputs require a gradient."""
 
 
 class Trial:
@@ -130,14 +132,21 @@ class Trial:
             if isinstance(out, torch.Tensor) and isinstance(x, torch.Tensor) and _same_storage(out, x)
         ]  # fmt: skip
         kinds = [_kind(x) for x in flat]
-        return Run(values, f"{structure}; {kinds}; outputs sharing memory with inputs: {aliases}")
+        differentiable = tuple(isinstance(x, torch.Tensor) and x.requires_grad for x in flat)
+        shared = f"outputs sharing memory with inputs: {aliases}"
+        return Run(values, f"{structure}; {kinds}; {shared}", differentiable)
 
     def _gradients(self, flat: list[Any], leaves: dict[str, torch.Tensor]) -> dict[str, Any]:
-        outs = [x for x in flat if isinstance(x, torch.Tensor) and x.requires_grad]
-        if not self.grad or not outs or not leaves:
+        """Of the weighted sum of all outputs; zero where nothing leads back to a leaf."""
+        if not self.grad:
             return {}
-        weights = [_weights(x, i) for i, x in enumerate(outs)]
-        grads = torch.autograd.grad(outs, list(leaves.values()), weights, allow_unused=True)
+        seeds = {i: x for i, x in enumerate(flat) if isinstance(x, torch.Tensor) and x.requires_grad}
+        grads: tuple[torch.Tensor | None, ...] = (None,) * len(leaves)
+        if seeds and leaves:
+            weights = [_weights(x, i) for i, x in seeds.items()]
+            grads = torch.autograd.grad(
+                list(seeds.values()), list(leaves.values()), weights, allow_unused=True
+            )
         return {
             f"grad of {name}": torch.zeros_like(x) if g is None else g
             for (name, x), g in zip(leaves.items(), grads, strict=True)
@@ -147,7 +156,7 @@ class Trial:
 def _kind(x: Any) -> str:
     if not isinstance(x, torch.Tensor):
         return type(x).__name__
-    return f"{tuple(x.shape)}{' with gradient' if x.requires_grad else ''} on {x.device}"
+    return f"{tuple(x.shape)} on {x.device}"
 
 
 def _weights(x: torch.Tensor, i: int) -> torch.Tensor:
