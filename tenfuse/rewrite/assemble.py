@@ -51,7 +51,8 @@ def stacked_example(stream: Stream, body_value: torch.Tensor) -> torch.Tensor:
     elif isinstance(source[0], fx.Node):
         value = torch.stack([_value(n).detach() for n in source])
     else:
-        value = torch.empty(len(source), dtype=body_value.dtype, device=body_value.device)
+        with fake_mode([body_value]):
+            value = torch.empty(len(source), dtype=body_value.dtype, device=body_value.device)
     for view in stream.views:
         value = view.target(value, *_value(view.args), **dict(_value(view.kwargs)))
     return value

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from tenfuse.reasons import AXES, UNSUPPORTED_OP, refuse
+from tenfuse.reasons import AXES, refuse
 from tenfuse.step.axes import Axes, Cut, Dim, Restart, Size, hint, quotient, same_size
 from tenfuse.step.program import AxisName, Builder, Const, Contract, Input, Pointwise, Ref
 
@@ -372,6 +372,13 @@ class Space:
         return self.value(dims, make)
 
 
+def _primed(axis: AxisName, taken: Collection[AxisName]) -> AxisName:
+    """A name for another copy of ``axis`` (its size is that of the name without primes)."""
+    while axis in taken:
+        axis += "'"
+    return axis
+
+
 def rename(build: Builder, ref: Ref, mapping: Mapping[AxisName, AxisName]) -> Ref:
     """The same expression over other free axes; bound axes that would clash move away."""
     done: dict[tuple[Ref, frozenset[tuple[AxisName, AxisName]]], Ref] = {}
@@ -392,9 +399,8 @@ def rename(build: Builder, ref: Ref, mapping: Mapping[AxisName, AxisName]) -> Re
         if isinstance(node, Pointwise):
             return Pointwise(node.fn, tuple(visit(a, names) for a in node.args))
         if isinstance(node, Contract):
-            clash = {a: f"{a}'" for a in node.axes if a in names.values()}
-            if any(b in build.axes[node.arg] for b in clash.values()):
-                raise refuse(UNSUPPORTED_OP, "a contraction's axes cannot be told apart")
+            taken = build.axes[node.arg] | set(names.values())
+            clash = {a: _primed(a, taken) for a in node.axes if a in names.values()}
             bound = frozenset(clash.get(a, a) for a in node.axes)
             return Contract(bound, visit(node.arg, {**names, **clash}), node.op)
         return node

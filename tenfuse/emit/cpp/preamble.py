@@ -15,6 +15,11 @@ _TYPES = """
 #include <cstring>
 #include <cstdlib>
 #include <cmath>
+#ifdef _OPENMP
+extern "C" int omp_get_thread_num(void);
+#else
+static int omp_get_thread_num(void) { return 0; }
+#endif
 #define FN static inline __attribute__((always_inline))
 typedef @T T;
 typedef @I I;
@@ -272,6 +277,10 @@ FN V vlogaddexp(V a, V b) {
   return sel((a == b) & (vabs(a) == bc(INF)), a, hi + vlog1p(vexp(d)));
 }
 FN T vlogaddexp(T a, T b) { return vlogaddexp(bc(a), bc(b))[0]; }
+FN V vsoftplus(V x) { return vmax(x, bc((T)0)) + vlog1p(vexp(-vabs(x))); }
+FN T vsoftplus(T x) { return vsoftplus(bc(x))[0]; }
+FN V vrelu(V x) { return vmax(x, bc((T)0)); }
+FN T vrelu(T x) { return vmax(x, (T)0); }
 """
 
 
@@ -314,13 +323,15 @@ _CALLS = {
     "tanh": "vtanh", "sigmoid": "vsigmoid", "erf": "verf", "atan": "vatan", "atan2": "vatan2", "pow": "vpow",
     "maximum": "vmax", "minimum": "vmin", "logaddexp": "vlogaddexp", "floor": "vfloor", "ceil": "vceil",
     "trunc": "vtrunc", "round": "vround", "round_bf16": "round_bf16", "round_f16": "round_f16",
-    "round_f32": "round_f32",
+    "round_f32": "round_f32", "root": "vsqrt", "clamp_min": "vmax", "clamp_max": "vmin", "relu": "vrelu",
+    "softplus": "vsoftplus",
 }
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 BOOLEAN = frozenset(COMPARE) | {"logical_and", "logical_or", "logical_not", "isnan"}
-COSTS = {"div": 4, "sqrt": 6, "rsqrt": 8, "pow": 60, "atan2": 60, "erf": 40, "atan": 40, "logaddexp": 40}
-_CHEAP = frozenset(_INFIX) | BOOLEAN | {"neg", "abs", "sign", "maximum", "minimum", "where", "cut", "round_f32"}
+COSTS = {"div": 4, "sqrt": 6, "rsqrt": 8, "pow": 60, "atan2": 60, "erf": 40, "atan": 40, "logaddexp": 40, "root": 6}
+_CHEAP = frozenset(_INFIX) | BOOLEAN | {"neg", "abs", "sign", "maximum", "minimum", "where", "cut", "round_f32", "relu",
+                                   "clamp_min", "clamp_max"}
 
 
 def cost(fn: str) -> int:
