@@ -175,15 +175,15 @@ def lengths(rounds: int, longest: int) -> list[dict[str, Any]]:
             torch.manual_seed(0)
             inputs = make(steps)
             ways = {"eager": loop, "tenfuse": compiled(loop)}
-            forward = measure.alternate({n: _without_grad(w, inputs) for n, w in ways.items()}, rounds, 20.0)
+            forward = measure.warm({n: _without_grad(w, inputs) for n, w in ways.items()})
+            forward_seconds = measure.alternate(forward, rounds, 20.0)
             leaves = measure.leaves_of(loop, inputs)
-            both = measure.alternate(
-                {n: _with_grad(w, inputs, leaves) for n, w in ways.items()}, rounds, 20.0
-            )
+            both = measure.warm({n: _with_grad(w, inputs, leaves) for n, w in ways.items()})
+            both_seconds = measure.alternate(both, rounds, 20.0)
             found.append({
                 "name": name, "steps": steps,
-                "forward": measure.ratio(forward, "eager", "tenfuse"),
-                "both": measure.ratio(both, "eager", "tenfuse"),
+                "forward": measure.ratio(forward_seconds, "eager", "tenfuse"),
+                "both": measure.ratio(both_seconds, "eager", "tenfuse"),
             })  # fmt: skip
             PROGRESS.log(
                 f"{name} T={steps}: forward {found[-1]['forward']}, with backward {found[-1]['both']}"
