@@ -286,20 +286,22 @@ def _finish(step: Step) -> Step:
     validate(program)
 
     def placed(all_: tuple[Placed, ...], kind: str) -> tuple[Placed, ...]:
-        return tuple(_named(p, names) for i, p in enumerate(all_) if kind not in kept or i in kept[kind])
+        """Under the names the program reads the input by, which renaming may have changed."""
+        read_as = program.inputs(kind)
+        mine = [all_[old] for old in kept[kind]]
+        return tuple(_under(p, read_as[i]) for i, p in enumerate(mine))
 
     return Step(
         program,
-        placed(step.carries, "carry"),
+        tuple(_under(p, c.axes) for p, c in zip(step.carries, program.carries, strict=True)),
         placed(step.streams, "stream"),
         placed(step.invariants, "invariant"),
-        placed(step.outs, "out"),
+        tuple(_under(p, o.axes) for p, o in zip(step.outs, program.outs, strict=True)),
     )
 
 
-def _named(place: Placed, names: dict[AxisName, AxisName]) -> Placed:
-    view = dataclasses.replace(place.view, axes=tuple(names.get(a, a) for a in place.view.axes))
-    return dataclasses.replace(place, view=view)
+def _under(place: Placed, axes: tuple[AxisName, ...]) -> Placed:
+    return dataclasses.replace(place, view=dataclasses.replace(place.view, axes=axes))
 
 
 def _merged(program: StepProgram) -> dict[AxisName, AxisName]:
