@@ -9,6 +9,7 @@ from the same model in float64.  Progress goes to the terminal, results to stand
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import sys
@@ -157,9 +158,10 @@ def panel(outcome: Outcome) -> Panel:
         ms = [f"{1e3 * measure.Spread.of(seconds[way]).median:.2f}" for way in ("eager", "tenfuse")]
         faster = measure.ratio(seconds, "eager", "tenfuse")
         table.add_row(name, *ms, f"[bold]{faster}[/]", f"{eager:.1e}", f"{ours:.1e}")
-    lines = "\n".join(describe(loop) for loop in outcome.loops) or "[yellow]no loop was seen[/]"
+    seen = collections.Counter(describe(loop) for loop in outcome.loops)
+    lines = "\n".join(text + (f" ({n} times)" if n > 1 else "") for text, n in seen.items())
     grid = Table.grid()
-    grid.add_row(lines)
+    grid.add_row(lines or "[yellow]no loop was seen[/]")
     grid.add_row(table)
     grid.add_row(f"[dim]first call, forward and backward: {outcome.first_call:.1f} s[/]")
     return Panel(grid, title=f"{outcome.job.title}  {outcome.job.size} T{outcome.steps}", title_align="left")
