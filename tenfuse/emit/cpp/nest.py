@@ -68,10 +68,11 @@ class NestWriter:
     def __init__(
         self, scheduler: Scheduler, nest: Nest,
         read: Callable[[Ref], Access], write: Callable[[Store], Access],
+        adds: frozenset[tuple[str, int]] = frozenset(),
     ) -> None:
         self.s, self.nest = scheduler, nest
         self.nodes = scheduler.program.nodes
-        self.read, self.write = read, write
+        self.read, self.write, self.adds = read, write, adds
         self.lines: list[str] = []
         self.bind: dict[AxisName, list[Entry]] = {}
         self.depth = 0
@@ -133,9 +134,7 @@ class NestWriter:
             self._declare(ref)
         if level < len(self.nest.order):
             self._loops(level)
-        for ref in self.nest.reductions:
-            if ref not in self.nest.memory and self._level(ref) == level:
-                self._finish(ref, inline=ref not in waiting)
+        self._finish([r for r in self.nest.reductions if r not in self.nest.memory and self._level(r) == level], waiting)
         for ref in self.after[level]:
             self._define(ref)
         for store in self.nest.stores:
@@ -299,7 +298,7 @@ class NestWriter:
         vector = self._vector(store.axes)
         for at in self._combos(store.axes):
             value = self._number(store.ref, at, vector)
-            self._put_value(access, store.axes, at, value, store.target[0] == "sum")
+            self._put_value(access, store.axes, at, value, store.target[0] == "sum" or store.target in self.adds)
 
     def _put_value(self, access: Access, axes: frozenset[AxisName], at: Combo, value: str, add: bool) -> None:
         address, stride, count = self._address(access, at)
@@ -348,7 +347,16 @@ class NestWriter:
         return value
 
     def _sum_name(self, ref: Ref, at: Combo) -> str:
-        marks = "".join(f"_{at[a]}" for a in self.nest.order if a in self.s.axes[self._argument(ref)] and self._unrolled(a))
+        """The accumulator of one unrolled position: one each, but at most four per entry."""
+        marks, slots = "", 1
+        for a in self.nest.order:
+            if a not in self.s.axes[self._argument(ref)] or not self._unrolled(a):
+                continue
+            if a not in self.s.axes[ref]:
+                slots *= self.nest.unroll[a]
+                if slots > 4 and a != self.nest.x:
+                    continue
+            marks += f"_{at[a]}"
         return f"r{ref}{marks}"
 
     def _declare(self, ref: Ref) -> None:
@@ -357,8 +365,8 @@ class NestWriter:
         assert isinstance(node, Contract)
         kind = self._type(self.s.axes[arg])
         start = f"bc({_IDENTITY[node.op]})" if kind == "V" else _IDENTITY[node.op]
-        for at in self._combos(self.s.axes[arg]):
-            self.put(f"{kind} {self._sum_name(ref, at)} = {start};")
+        for name in dict.fromkeys(self._sum_name(ref, at) for at in self._combos(self.s.axes[arg])):
+            self.put(f"{kind} {name} = {start};")
 
     def _accumulate(self, ref: Ref, level: int) -> None:
         arg = self._argument(ref)
@@ -379,29 +387,54 @@ class NestWriter:
         gone = self.s.axes[self._argument(ref)] - self.s.axes[ref]
         return [self._term(ref, {**kept, **at}) for at in self._combos(gone)]
 
-    def _folded(self, ref: Ref, values: list[str]) -> str:
-        """Partial results joined pairwise, and across lanes if the vector axis is contracted."""
+    def _joined(self, ref: Ref, values: list[str]) -> str:
+        """Partial results joined pairwise, lane by lane."""
         while len(values) > 1:
             pairs = [values[i : i + 2] for i in range(0, len(values), 2)]
-            values = [
-                (f"({self._join(ref, *p)})" if len(p) == 2 else p[0]) for p in pairs
-            ]
-        arg = self._argument(ref)
-        if self._vector(self.s.axes[arg]) and not self._vector(self.s.axes[ref]):
-            node = self.nodes[ref]
-            assert isinstance(node, Contract)
-            return f"{_FOLD[node.op]}({values[0]})"
+            values = [(f"({self._join(ref, *p)})" if len(p) == 2 else p[0]) for p in pairs]
         return values[0]
 
-    def _finish(self, ref: Ref, inline: bool) -> None:
-        axes = self.s.axes[ref]
-        gone = self.s.axes[self._argument(ref)] - axes
-        for at in self._combos(axes):
-            if inline:
-                values = self._terms(ref, at)
-            else:
-                values = [self._sum_name(ref, {**at, **more}) for more in self._combos(gone)]
-            self.put(f"const {self._type(axes)} {self._name(ref, at)} = {self._folded(ref, values)};")
+    def _crosses(self, ref: Ref) -> bool:
+        """Whether the contraction also runs across the lanes of a vector."""
+        return self._vector(self.s.axes[self._argument(ref)]) and not self._vector(self.s.axes[ref])
+
+    def _folded(self, ref: Ref, values: list[str]) -> str:
+        node = self.nodes[ref]
+        assert isinstance(node, Contract)
+        text = self._joined(ref, values)
+        return f"{_FOLD[node.op]}({text})" if self._crosses(ref) else text
+
+    def _finish(self, refs: list[Ref], waiting: list[Ref]) -> None:
+        """Define finished contractions; sums across lanes are taken several at a time."""
+        across: list[tuple[str, str]] = []
+        for ref in refs:
+            node, axes = self.nodes[ref], self.s.axes[ref]
+            assert isinstance(node, Contract)
+            for at in self._combos(axes):
+                values = self._sums(ref, at) if ref in waiting else self._terms(ref, at)
+                if self._crosses(ref) and node.op == "sum":
+                    across.append((self._name(ref, at), self._joined(ref, values)))
+                else:
+                    self.put(f"const {self._type(axes)} {self._name(ref, at)} = {self._folded(ref, values)};")
+        while across:
+            many = min(len(across), self.s.lanes)
+            many = 1 << (many.bit_length() - 1)
+            self._fold(across[:many])
+            across = across[many:]
+
+    def _fold(self, sums: list[tuple[str, str]]) -> None:
+        if len(sums) == 1:
+            self.put(f"const T {sums[0][0]} = hsum({sums[0][1]});")
+            return
+        first = sums[0][0]
+        self.put(f"const V x{first} = fold{len(sums)}({', '.join(v for _, v in sums)});")
+        for lane, (name, _) in enumerate(sums):
+            self.put(f"const T {name} = x{first}[{lane}];")
+
+    def _sums(self, ref: Ref, kept: Combo) -> list[str]:
+        """The accumulators that together hold one entry of a contraction."""
+        gone = self.s.axes[self._argument(ref)] - self.s.axes[ref]
+        return list(dict.fromkeys(self._sum_name(ref, {**kept, **more}) for more in self._combos(gone)))
 
 
 __all__ = ["Access", "NestWriter", "arguments", "literal"]

@@ -300,6 +300,38 @@ def _folds(lanes: int) -> str:
     return "\n".join(lines)
 
 
+def _trees(lanes: int) -> str:
+    """``foldN``: the sums of N vectors at once, in the first N lanes (repeated)."""
+    lines = []
+    width = 1
+    while width < lanes:
+        low = [(i & ~width) + lanes if i & width else i for i in range(lanes)]
+        high = [(i + lanes if i & width else i + width) for i in range(lanes)]
+        pairs = [", ".join(map(str, order)) for order in (low, high)]
+        lines += [
+            f"FN V join{width}(V x, V y) {{", "#ifdef HALVES",
+            f"  return __builtin_shufflevector(x, y, {pairs[0]}) + __builtin_shufflevector(x, y, {pairs[1]});",
+            "#else", f"  V r; for (int i = 0; i < W; i++) r[i] = i & {width} ? y[i & ~{width}] + y[i] : x[i] + x[i + {width}];",
+            "  return r;", "#endif", "}",
+        ]
+        width *= 2
+    count = 2
+    while count <= lanes:
+        names = [f"a{i}" for i in range(count)]
+        lines.append(f"FN V fold{count}({', '.join('V ' + n for n in names)}) {{")
+        width = 1
+        while len(names) > 1:
+            names = [f"join{width}({names[i]}, {names[i + 1]})" for i in range(0, len(names), 2)]
+            width *= 2
+        lines.append(f"  V x = {names[0]};")
+        while width < lanes:
+            lines.append(f"  x = join{width}(x, x);")
+            width *= 2
+        lines.append("  return x;\n}")
+        count *= 2
+    return "\n" + "\n".join(lines) + "\n"
+
+
 def preamble(compute: str, lanes: int) -> str:
     """The head for one compute dtype."""
     double = compute == "f64"
@@ -311,7 +343,7 @@ def preamble(compute: str, lanes: int) -> str:
         "@OTHER": "float" if double else "double",
         "@F": "" if double else "f",
     }
-    text = _TYPES + _MEMORY + _EXACT + _folds(lanes) + (_F64 if double else _F32) + _DERIVED
+    text = _TYPES + _MEMORY + _EXACT + _folds(lanes) + _trees(lanes) + (_F64 if double else _F32) + _DERIVED
     for key, value in fill.items():
         text = text.replace(key, value)
     return text.strip() + "\n"

@@ -126,8 +126,9 @@ class Scheduler:
         rest = sorted(space - kept_by_all - {x}, key=self._rank)
         middle = [x] if x else []
         x_first = x is not None and any(x in self.axes[r] and self.axes[r] != space for r in refs)
-        order = outer + middle + rest if x_first else outer + rest + middle
-        if x is not None and refs and x in kept_by_all and self.spaces.row in outer:
+        whole = x is not None and self._fits(x)
+        order = [*middle, *outer, *rest] if whole else outer + middle + rest if x_first else outer + rest + middle
+        if x is not None and not whole and refs and x in kept_by_all and self.spaces.row in outer:
             # A block of the constant stays in the first-level cache while all rows pass over it.
             outer.remove(self.spaces.row)
             order = [*outer, x, self.spaces.row, *rest]
@@ -135,6 +136,12 @@ class Scheduler:
         self._unroll(nest, refs)
         nest.memory = {r for r in refs if not self.in_registers(nest, r)}
         return nest
+
+    def _fits(self, x: AxisName) -> bool:
+        """Whether all entries along the vector axis fit in one register tile: values over
+        that axis alone then stay in registers, and its loop can stand anywhere."""
+        extent = self.spaces.axes[x].extent
+        return isinstance(extent, int) and extent <= 4 * self.lanes
 
     def _rank(self, axis: AxisName) -> tuple[int, int]:
         return (0 if axis == self.spaces.row else 1, self.spaces.axes[axis].id)
@@ -161,7 +168,7 @@ class Scheduler:
         most = 2 if not refs else max(1, min(4, budget // count))
         if row is not None and self.spaces.axes[row].capacity != 1:
             most = max(1, min(most, budget // (4 * count)))
-        if keeping and len(keeping) < len(refs) and vectors <= 8:
+        if (keeping and len(keeping) < len(refs) and vectors <= 8) or self._fits(x):
             most = vectors
         width = _parts(vectors, most)
         if width > 1:
@@ -176,6 +183,12 @@ class Scheduler:
                 nest.unroll[row] = most
                 count *= most
         inner = nest.order[-1]
+        across = [r for r in refs if x not in self.axes[r] and inner in self.axes[r]]
+        if across and inner != x and inner not in nest.unroll and self.trivial(nest, x):
+            # Rows taken together share one tree of additions across lanes.
+            most = max(1, min(8, self.lanes // len(across)))
+            size = self.spaces.axes[inner].extent
+            nest.unroll[inner] = _parts(size, most) if isinstance(size, int) else most
         if refs and inner != x and all(inner not in self.axes[r] for r in refs) and count * 2 <= budget // 2:
             size = self.spaces.axes[inner].extent
             if isinstance(size, int) and size % 2 == 0:

@@ -19,7 +19,8 @@ from tenfuse.emit.cpp.isa import Isa
 from tenfuse.emit.cpp.nest import Access, NestWriter
 from tenfuse.emit.cpp.preamble import STORAGE, preamble
 from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store, reads_carry
-from tenfuse.emit.cpp.spaces import Axis, choose
+from tenfuse.emit.cpp.simplify import simplify
+from tenfuse.emit.cpp.spaces import Axis, choose, partial_sums
 from tenfuse.plan.kernel import Kernel, Operand
 from tenfuse.step.program import AxisName, CarrySpec, Input, OutSpec, Ref, StepProgram
 
@@ -68,6 +69,8 @@ class KernelWriter:
     """Collects pointers, scratch and nests, then lays out the text."""
 
     def __init__(self, kernel: Kernel, isa: Isa) -> None:
+        again = simplify(kernel.recompute) if kernel.recompute else None
+        kernel = dataclasses.replace(kernel, program=simplify(kernel.program), recompute=again)
         self.kernel, self.isa = kernel, isa
         self.lanes = isa.lanes(kernel.compute)
         self.spaces, self.last, self.state_last = choose(kernel, isa)
@@ -75,6 +78,16 @@ class KernelWriter:
         self.pointers: dict[tuple[int, tuple[AxisName, ...]], int] = {}
         self.packs: dict[tuple[int, tuple[AxisName, ...], AxisName | None, int], Array] = {}
         self.work = 0
+        self.shares = self._shares()
+        self.shared_order: dict[int, tuple[int, ...]] = {}
+
+    def _shares(self) -> frozenset[int]:
+        """Outputs of which each task computes a share: they are summed over threads."""
+        program, found = self.kernel.program, set()
+        for a in self.spaces.task_axes():
+            share = partial_sums(program, a) or frozenset()
+            found |= {i for i, o in enumerate(program.outs) if o.ref in share}
+        return frozenset(found)
 
     # -- scratch and operands -----------------------------------------------------------
 
@@ -126,6 +139,19 @@ class KernelWriter:
             dims.append((a, "1" if unit else f"s{place}_{p + first}"))
         return Access(f"{letter}{number}", tuple(dims))
 
+    def share(self, index: int, x: AxisName | None) -> Access:
+        """This thread's share of an output: contiguous, time first, axis ``x`` last."""
+        axes = self.kernel.program.outs[index].axes
+        if index not in self.shared_order:
+            self.shared_order[index] = tuple(sorted(range(len(axes)), key=lambda p: axes[p] == x))
+        last = self.shared_order[index][-1] if axes else None
+        dims = tuple(
+            (a, "1" if p == last else f"e{index}_{p}")
+            for p, a in enumerate(axes) if self.spaces.axes[a].kind != "task"
+        )
+        accumulate = self.kernel.program.outs[index].accumulate
+        return Access(f"{'u' if accumulate else 'y'}{index}", dims)
+
     def constant(self, index: int, axes: tuple[AxisName, ...], nest: Nest) -> Access:
         """An invariant: read where it lies if that suits, else from a packed copy."""
         x = nest.x
@@ -169,8 +195,8 @@ class KernelWriter:
 
     # -- steps --------------------------------------------------------------------------
 
-    def copy(self, axes: tuple[AxisName, ...], source: Access, target: Access, unroll: int = 0) -> list[str]:
-        """Lines that copy one tensor of a task."""
+    def copy(self, axes: tuple[AxisName, ...], source: Access, target: Access, unroll: int = 0, add: bool = False) -> list[str]:
+        """Lines that copy one tensor of a task, or add it to what is there."""
         program = StepProgram((Input("carry", 0, axes),), self.sizes(), (CarrySpec(axes, 0, axes),), ())
         kernel = dataclasses.replace(self.kernel, program=program, recompute=None, operands=())
         scheduler = Scheduler(kernel, program, self.spaces, self.isa, {}, {})
@@ -179,7 +205,7 @@ class KernelWriter:
         both = [a for a, s in source.dims if s == "1" and (a, "1") in target.dims]
         x = (both or units or [None])[0]
         order = sorted(local - {x}, key=lambda a: self.spaces.axes[a].id) + ([x] if x else [])
-        nest = Nest(order, x, {x: unroll} if x and unroll else {}, [], [Store(0, local, ("copy", 0))])
+        nest = Nest(order, x, {x: unroll} if x and unroll else {}, [], [Store(0, local, ("sum" if add else "copy", 0))])
         return NestWriter(scheduler, nest, lambda r: source, lambda s: target).text()
 
     def sizes(self) -> dict[AxisName, int]:
@@ -227,13 +253,16 @@ class KernelWriter:
                 if kind == "carry":
                     return new(index, program.carries[index].next_axes, inplace[index])
                 if kind == "out":
+                    if index in self.shares and program is self.kernel.program:
+                        return self.share(index, x)
                     return self.outside("out", index, program.outs[index].axes)
                 out = program.outs[index].axes
                 if index not in sums:
                     sums[index] = self.array(out, out.index(x) if x in out else None)
                 return sums[index].access(out)
 
-            lines += NestWriter(scheduler, nest, read, write).text()
+            adds = {("out", i) for i in self.shares} if program is self.kernel.program else set()
+            lines += NestWriter(scheduler, nest, read, write, frozenset(adds)).text()
             self.work += self._volume(nest)
         return lines, inplace
 
@@ -260,7 +289,7 @@ class KernelWriter:
     def text(self) -> str:
         body = self._backward() if self.kernel.backward else self._forward()
         packs = [self._pack(*key, array) for key, array in list(self.packs.items())]
-        head = self._strides() + self._pointers() + self._scratch()
+        head = self._strides() + self._pointers() + self._share_heads() + self._scratch()
         task = head + [line for pack in packs for line in pack] + body
         return (
             preamble(self.kernel.compute, self.lanes)
@@ -319,7 +348,11 @@ class KernelWriter:
                 lines += self.copy(carry.axes, arrays[i].access(carry.axes, f"c{i}"), self.outside("final", i, carry.axes))
         for i, array in sums.items():
             axes = self.kernel.program.outs[i].axes
-            lines += self.copy(axes, array.access(axes), self.outside("out", i, axes))
+            if i in self.shares:
+                last = axes[array.places[-1]] if array.places else None
+                lines += self.copy(axes, array.access(axes), self.share(i, last), add=True)
+            else:
+                lines += self.copy(axes, array.access(axes), self.outside("out", i, axes))
         return lines
 
     def _time_pointers(self, names: list[str], time: str) -> list[str]:
@@ -330,6 +363,9 @@ class KernelWriter:
             operand = self.kernel.operands[place]
             if timed(self.kernel, operand) and operand.role != "save" and _uses(text, f"q{number}"):
                 lines.append(f"{self._ctype(operand)}* const q{number} = p{number} + t * s{place}_0;")
+        for i in self.shared_order:
+            if not self.kernel.program.outs[i].accumulate and _uses(text, f"y{i}"):
+                lines.append(f"T* const y{i} = u{i} + t * e{i}_t;")
         return [f"const int64_t t = {time};", *lines] if lines else []
 
     def _forward(self) -> list[str]:
@@ -447,6 +483,56 @@ class KernelWriter:
             lines.append(f"{kind}* const p{number} = {' + '.join(terms)};")
         return lines
 
+    def _share_strides(self) -> tuple[list[str], str]:
+        """Definitions of the strides and offsets of shared outputs, and their total size."""
+        lines, offset = [], "0"
+        for i in sorted(self.shared_order):
+            out = self.kernel.program.outs[i]
+            size = "1"
+            for p in reversed(self.shared_order[i]):
+                lines.append(f"const int64_t e{i}_{p} = {size}; (void)e{i}_{p};")
+                size = f"e{i}_{p} * N{self.spaces.axes[out.axes[p]].id}"
+            lines.append(f"const int64_t e{i}_t = {size}, e{i}_o = {offset};")
+            offset = f"e{i}_o + e{i}_t" + ("" if out.accumulate else " * steps")
+        return lines, offset
+
+    def _share_heads(self) -> list[str]:
+        lines = self._share_strides()[0]
+        for i in sorted(self.shared_order):
+            out = self.kernel.program.outs[i]
+            terms = [f"share + e{i}_o"]
+            for p, a in enumerate(out.axes):
+                if self.spaces.axes[a].kind != "full":
+                    terms.append(f"o{self.spaces.axes[a].id} * e{i}_{p}")
+            lines.append(f"T* const u{i} = {' + '.join(terms)};")
+        return lines
+
+    def _gather(self) -> list[str]:
+        """Lines that sum the threads' shares into the outputs."""
+        lines = []
+        for i in sorted(self.shared_order):
+            place = self.operand("out", i)
+            assert place is not None
+            out, operand = self.kernel.program.outs[i], self.kernel.operands[place]
+            first = 0 if out.accumulate else 1
+            strides = sum(len(o.axes) + timed(self.kernel, o) for o in self.kernel.operands[:place])
+            mine, its = [f"e{i}_o"], [f"({STORAGE[operand.dtype]}*)P[{place}]"]
+            loops = [f"for (int64_t t = 0; t < {'1' if out.accumulate else 'steps'}; t++)"]
+            if not out.accumulate:
+                mine.append(f"t * e{i}_t")
+                its.append(f"t * S[{strides}]")
+            for p in self.shared_order[i]:
+                loops.append(f"for (int64_t j{p} = 0; j{p} < N{self.spaces.axes[out.axes[p]].id}; j{p}++)")
+                mine.append(f"j{p} * e{i}_{p}")
+                its.append(f"j{p} * S[{strides + p + first}]")
+            lines += ["#pragma omp for schedule(static)", *loops, "{"]
+            lines += [
+                "  T sum = 0;",
+                f"  for (int w = 0; w < threads; w++) sum += shares[w * total + {' + '.join(mine)}];",
+                f"  st1({' + '.join(its)}, sum);", "}",
+            ]
+        return lines
+
     def _scratch(self) -> list[str]:
         lines, offset = [], "arena"
         for array, copies in self.arrays:
@@ -457,7 +543,7 @@ class KernelWriter:
     def _signature(self) -> str:
         return (
             "static void run(char* const* P, const int64_t* S, const int64_t* N, const int64_t* L,\n"
-            "                int64_t steps, int64_t task, T* arena)"
+            "                int64_t steps, int64_t task, T* arena, T* share)"
         )
 
     def _entry(self) -> str:
@@ -473,18 +559,32 @@ class KernelWriter:
                 lines.append(f"tasks *= (N{axis.id} + {axis.extent - 1}) / {axis.extent};")
             else:
                 tiles.append((a, axis))
-        lines.append("if (tasks == 0) return 0;")
-        for a, axis in sorted(tiles, key=lambda t: t[0] == self.spaces.row):
-            lines += self._tile(a, axis)
+        early = [] if self.shared_order else ["if (tasks == 0) return 0;"]
+        lines += early
+        if tiles:
+            lines += ["if (tasks > 0) {"]
+            for a, axis in sorted(tiles, key=lambda t: t[0] == self.spaces.row):
+                lines += self._tile(a, axis)
+            lines += ["}"]
+        lines += early if tiles else []
         need = " + ".join(str(times(a.size, c)) for a, c in self.arrays) or "0"
+        strides, total = self._share_strides()
+        lines += [
+            f"const int64_t need = {need} + W;",
+            f"if ((double)tasks * (double)(steps + 1) * {max(1, self.work)}.0 < 20000.0) threads = 1;",
+            "if (threads > tasks) threads = tasks > 0 ? (int)tasks : 1;",
+            "int failed = 0;",
+        ]
+        if self.shared_order:
+            lines += [*strides, f"const int64_t total = {total} + W;",
+                      "T* const shares = (T*)calloc((size_t)threads * (size_t)total, sizeof(T));",
+                      "if (!shares) return 1;"]
+        # Shares are summed thread by thread: equal chunks keep the result the same at every call.
+        schedule = "static" if self.shared_order else "dynamic, 1"
+        share = "shares + omp_get_thread_num() * total" if self.shared_order else "0"
         return "\n".join([
             'extern "C" int kernel(char* const* P, const int64_t* S, const int64_t* N, int64_t steps, int threads) {',
             *(f"  {line}" for line in lines),
-            "  if (tasks == 0) return 0;",
-            f"  const int64_t need = {need} + W;",
-            f"  if ((double)tasks * (double)(steps + 1) * {max(1, self.work)}.0 < 20000.0) threads = 1;",
-            "  if (threads > tasks) threads = (int)tasks;",
-            "  int failed = 0;",
             "  #pragma omp parallel num_threads(threads) if (threads > 1)",
             "  {",
             "    void* memory = 0;",
@@ -493,11 +593,13 @@ class KernelWriter:
             "      failed = 1;",
             "      memory = 0;",
             "    }",
-            "    #pragma omp for schedule(dynamic, 1)",
+            f"    #pragma omp for schedule({schedule})",
             "    for (int64_t task = 0; task < tasks; task++)",
-            "      if (memory) run(P, S, N, L, steps, task, (T*)memory);",
+            f"      if (memory) run(P, S, N, L, steps, task, (T*)memory, {share});",
+            *(f"    {line}" for line in self._gather()),
             "    free(memory);",
             "  }",
+            *(["  free(shares);"] if self.shared_order else []),
             "  return failed;",
             "}", "",
         ])

@@ -77,29 +77,83 @@ class Work:
 ANY = "*"
 
 
-def parallel(program: StepProgram) -> frozenset[AxisName]:
-    """Parallel axes, less those that an input renames (it then reads across them)."""
-    found = set(program.parallel_axes())
-    for node in program.nodes:
-        if isinstance(node, Input) and node.kind == "carry":
-            for mine, its in zip(node.axes, program.carries[node.index].axes, strict=True):
-                if mine != its:
-                    found -= {mine, its}
-    return frozenset(found)
+def partial_sums(program: StepProgram, axis: AxisName) -> frozenset[Ref] | None:
+    """The nodes that hold a share of a sum when ``axis`` is cut among tasks.
+
+    None if it must not be cut: a carry, or anything not linear in the shares, would see a
+    share instead of the sum.
+    """
+    axes = program.axes_of()
+    share: set[Ref] = set()
+    for i, node in enumerate(program.nodes):
+        below = [a for a in arguments(node) if a in share]
+        if isinstance(node, Contract) and axis in node.axes:
+            if node.op != "sum" or below:
+                return None
+            share.add(i)
+        elif below:
+            if axis in axes[i] or not _linear(node, share):
+                return None
+            share.add(i)
+    moved = any(
+        before != after and axis in (before, after)
+        for c in program.carries for before, after in zip(c.axes, c.next_axes, strict=True)
+    )
+    return None if moved or any(c.next in share for c in program.carries) else frozenset(share)
+
+
+def _linear(node: object, share: set[Ref]) -> bool:
+    """Whether summing a node over tasks equals computing it from the summed shares."""
+    if isinstance(node, Contract):
+        return node.op == "sum"
+    assert isinstance(node, Pointwise)
+    mine = [a in share for a in node.args]
+    if node.fn in ("add", "sub"):
+        return all(mine)
+    if node.fn == "mul":
+        return mine.count(True) == 1
+    return node.fn == "neg" or (node.fn == "div" and mine == [True, False])
+
+
+def divisible(kernel: Kernel, par: frozenset[AxisName]) -> frozenset[AxisName]:
+    """Axes that tasks may be cut along if outputs are then summed over tasks.
+
+    Every share must be computed by one task only: an output summed over one such axis may
+    lack no other axis that tasks are cut along.
+    """
+    programs = [kernel.program] + ([kernel.recompute] if kernel.recompute else [])
+    good = {
+        a for a in kernel.program.sizes
+        if a not in par and all(partial_sums(p, a) is not None for p in programs)
+    } - _renamed(kernel)
+    shares = {a: partial_sums(kernel.program, a) or frozenset() for a in good | par}
+    for out in kernel.program.outs:
+        lost = {a for a in good | par if a not in out.axes}
+        if any(out.ref in shares[a] for a in lost) and not all(out.ref in shares[a] for a in lost):
+            good -= lost
+    return frozenset(good)
 
 
 def task_parallel(kernel: Kernel) -> frozenset[AxisName]:
     """Axes along which tasks may be cut: parallel in every program of the kernel."""
-    found = parallel(kernel.program)
-    if kernel.recompute is None:
-        return found
-    found &= parallel(kernel.recompute)
-    for node in kernel.program.nodes:
-        if isinstance(node, Input) and node.kind == "state":
-            for mine, its in zip(node.axes, kernel.recompute.carries[node.index].axes, strict=True):
-                if mine != its:
-                    found -= {mine, its}
-    return found
+    found = kernel.program.parallel_axes()
+    if kernel.recompute is not None:
+        found &= kernel.recompute.parallel_axes()
+    return found - _renamed(kernel)
+
+
+def _renamed(kernel: Kernel) -> frozenset[AxisName]:
+    """Axes under which an input reads a state along another of the state's axes."""
+    found: set[AxisName] = set()
+    for program in [kernel.program] + ([kernel.recompute] if kernel.recompute else []):
+        for node in program.nodes:
+            if isinstance(node, Input) and node.kind in ("carry", "state"):
+                owner = program if node.kind == "carry" else kernel.recompute
+                assert owner is not None
+                for mine, its in zip(node.axes, owner.carries[node.index].axes, strict=True):
+                    if mine != its:
+                        found |= {mine, its}
+    return frozenset(found)
 
 
 def closure(program: StepProgram, ref: Ref, stop: frozenset[Ref] = frozenset()) -> tuple[set[Ref], int]:
@@ -313,12 +367,17 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
     sizes = {**(kernel.recompute.sizes if kernel.recompute else {}), **program.sizes}
     dynamic = program.dynamic | (kernel.recompute.dynamic if kernel.recompute else frozenset())
     par = task_parallel(kernel)
-    mixing = frozenset(sizes) - par
-    tile = _tile_axis(kernel, par, mixing, lanes)
-    row, shared = _row_axis(kernel, par, tile, lanes)
     width = 8 if kernel.compute == "f64" else 4
-    skip = par - {tile, row}
     budget = BACKWARD_BUDGET if kernel.backward else FORWARD_BUDGET
+    tile = _tile_axis(kernel, par, frozenset(sizes) - par, lanes)
+    tasks = math.prod(sizes[a] for a in par - {tile}) * (-(-sizes[tile] // (2 * lanes)) if tile else 1)
+    state = width * _state_entries(kernel, par) * (min(sizes[tile], 2 * lanes) if tile else 1)
+    if tasks < 8 or state > budget:
+        par |= divisible(kernel, par)
+        tile = _tile_axis(kernel, par, frozenset(sizes) - par, lanes)
+    mixing = frozenset(sizes) - par
+    row, shared = _row_axis(kernel, par, tile, lanes)
+    skip = par - {tile, row}
     per_entry = width * _state_entries(kernel, par)
     if per_entry * max(1, lanes if tile else 1) > STATE_LIMIT:
         raise refuse(TOO_LARGE, f"one task needs {per_entry >> 20} MiB of state, more than {STATE_LIMIT >> 20} MiB")
