@@ -30,6 +30,7 @@ BORDERS = {
         "tenfuse.plan.loop", "tenfuse.runtime.op",
         "tenfuse.step.fission", "tenfuse.step.normalize", "tenfuse.step.reader",
     },
+    "rewrite/join.py": {"tenfuse.capture.record"},
     "rewrite/splice.py": {"tenfuse.capture.record"},
 }  # fmt: skip
 """Every other crossing from a stage into an earlier one; a new one is a decision."""

@@ -52,6 +52,10 @@ class Program:
     def __repr__(self) -> str:
         return f"{self.recipe}\n{self.source}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Hypothesis shows the source of a failing program."""
+        printer.text(repr(self))
+
     def load(self) -> Callable[..., Any]:
         """The function ``model`` of the program, imported from a file of its own."""
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:16]
