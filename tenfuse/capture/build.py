@@ -29,6 +29,14 @@ class FirstDiffers(Exception):
     """The first run enters with a state of another shape or type: peel it."""
 
 
+class _NeedsHoisting(Exception):
+    """A slice moves over a value that every step computes alike: compute it once, before."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
+
+
 @dataclasses.dataclass(frozen=True)
 class Ref:
     """A value inside the body: a "carry", "stream", "invariant" or "node" by number."""
@@ -42,6 +50,8 @@ class Built:
     loop: Loop
     clean: bool
     """No stream had to be stacked from separately computed tensors."""
+    sliced: bool
+    """Some stream consists of slices of one tensor."""
 
 
 @dataclasses.dataclass
@@ -77,12 +87,18 @@ def rebuild(arg: Any, nodes: Iterator[Any], numbers: Iterator[Any]) -> Any:
 
 
 class _Build:
-    def __init__(self, seq: Sequence, ops: Operands, record: Record, segment: Segment) -> None:
+    def __init__(
+        self, seq: Sequence, ops: Operands, record: Record, segment: Segment, hoisted: frozenset[int]
+    ) -> None:
         self.seq, self.record, self.segment = seq, record, segment
         self.runs, self.period, self.start = segment.runs, segment.period, segment.start
         self.table = ops.table(segment.start, segment.period, segment.runs)
         self.first_slot = [int(ops.offsets[self.start + j] - ops.offsets[self.start]) for j in range(self.period)]
-        self.region = set(seq.nodes[segment.start : segment.stop])
+        self.hoisted = hoisted
+        """Body positions whose value in the first run serves all runs, from before the loop."""
+        before = {seq.nodes[segment.start + j] for j in hoisted}
+        self.nodes = tuple(n for n in seq.nodes[segment.start : segment.stop] if n not in before)
+        self.region = set(self.nodes)
         self.carries: list[tuple[int, fx.Node | None, Ref | None]] = []
         """(position of the value or -1, init, next value if it is another carry)"""
         self.carry_keys: dict[Any, int] = {}
@@ -93,6 +109,8 @@ class _Build:
         self.calls: dict[int, tuple[list[Any], list[Any]]] = {}
         self.fixed: dict[int, tuple[fx.Node, tuple[ViewOp, ...]]] = {}
         """Body positions that are constant views of one tensor from before the loop."""
+        self.alike: set[int] = set()
+        """Body positions that compute the same value in every run."""
         self.buffers: dict[int, int] = {}
         """Body positions that write a buffer -> the chain they belong to."""
         self.chains: list[tuple[fx.Node, list[int]]] = []
@@ -126,7 +144,9 @@ class _Build:
     def run(self) -> Built:
         self._find_buffers()
         for j in range(self.period):
-            if j not in self.buffers:
+            if j in self.hoisted:
+                self.value[j] = self._invariant(self.node(0, j), j)
+            elif j not in self.buffers:
                 self._visit(j)
         uses, ys = self._escapes()
         writes = self._writes(ys)
@@ -159,7 +179,7 @@ class _Build:
         node, shape = self.node(0, j), self.seq.shapes[self.start + j]
         all_numbers = [self.seq.shapes[self.start + r * self.period + j].numbers for r in range(self.runs)]
         moving = [k for k in range(len(shape.numbers)) if any(repr(n[k]) != repr(shape.numbers[k]) for n in all_numbers)]
-        if moving and self._moving_view(j):
+        if moving and (self._moving_view(j) or self._moving_roll(j)):
             return
         slots = [self.slot(j, k) for k in range(len(shape.nodes))]
         operands: list[Any] = [self._operand(j, s) for s in slots]
@@ -174,6 +194,11 @@ class _Build:
             return
         self.calls[j] = (operands, numbers)
         self.value[j] = Ref("node", j)
+        if not moving and views.pure(node) and all(
+            kind == "invariant" or (kind == "same" and (what in self.alike or what in self.hoisted))
+            for kind, what in slots
+        ):
+            self.alike.add(j)
         op = call(node) if node.args and isinstance(node.args[0], fx.Node) else None
         if op is not None and slots and not node.all_input_nodes[1:] and self._is_view(node):
             kind, what = slots[0]
@@ -205,16 +230,34 @@ class _Build:
         base, before = found[0][0], ()
         position = self.seq.position[base]
         if position >= self.start:
-            kept = self.fixed.get(position - self.start)
-            if kept is None:
+            position -= self.start
+            if position in self.hoisted:
+                base = self.node(0, position)
+            elif position in self.fixed:
+                base, before = self.fixed[position]  # type: ignore[assignment]
+            elif position in self.alike:
+                raise _NeedsHoisting(position)
+            else:
                 return False
-            base, before = kept[0], kept[1]  # type: ignore[assignment]
         elif any(i[0] is not base for i in found):
             return False
         moved = views.family([i[1] for i in found])
         if moved is None:
             return False
         self.value[j] = self._stream(base, (*before, *moved.ops), moved.direction, value_of(self.node(0, j)))
+        return True
+
+    def _moving_roll(self, j: int) -> bool:
+        """``torch.roll`` of one tensor along one dimension, by another shift at each step."""
+        node = self.node(0, j)
+        kind, base = self.slot(j, 0) if self.seq.shapes[self.start + j].nodes else ("", None)
+        calls = [views.roll_of(self.node(r, j)) for r in range(self.runs)]
+        found = [c for c in calls if c is not None]
+        if kind != "invariant" or len(found) != self.runs or len({dim for _, dim in found}) != 1:
+            return False
+        shifts = tuple(shift for shift, _ in found)
+        op = ViewOp(views.rolled, (found[0][1], shifts))
+        self.value[j] = self._stream(base, (op,), 1, value_of(node))
         return True
 
     def _operand(self, j: int, slot: tuple[str, Any]) -> Ref:
@@ -309,7 +352,7 @@ class _Build:
         for run in range(self.runs):
             for j in range(self.period):
                 node = self.node(run, j)
-                if any(u not in self.region for u in node.users):
+                if node in self.region and any(u not in self.region for u in node.users):
                     outside.setdefault(j, []).append(run)
         for j in self._mutated():
             outside.setdefault(j, [])
@@ -422,7 +465,6 @@ class _Build:
         reverse = directions.count(-1) > directions.count(1)
         order = -1 if reverse else 1
         body, live = self._body(ys)
-        nodes = tuple(self.seq.nodes[self.start : self.segment.stop])
         loop = Loop(
             body=body,
             carries=tuple(Carry(f"carry{i}", init) for i, (_, init, _) in enumerate(self.carries)),
@@ -431,14 +473,14 @@ class _Build:
             steps=self.runs,
             reverse=reverse,
             span=Span("", 0),
-            nodes=nodes,
+            nodes=self.nodes,
             uses={n: _turned(u, self.runs) if reverse else u for n, u in uses.items()},
             writes=tuple(
                 BufferWrite(init, version, y, moved.ops if moved.direction == order else (*moved.ops, FLIP))
                 for init, version, y, moved in writes
             ),
         )
-        return Built(loop, self.clean)
+        return Built(loop, self.clean, any(d.direction for d in self.streams))
 
     def _body(self, ys: list[int]) -> tuple[fx.GraphModule, set[tuple[str, int]]]:
         graph = fx.Graph()
@@ -509,7 +551,12 @@ def _finished(name: str, draft: _Draft, order: int) -> Stream:
     if not draft.direction:
         source = draft.source if order > 0 else tuple(reversed(draft.source))
         return Stream(name, source, draft.ops)
-    return Stream(name, draft.source, draft.ops if draft.direction == order else (*draft.ops, FLIP))
+    ops = draft.ops
+    if ops[-1].target is views.rolled:
+        dim, shifts = ops[-1].args
+        turned = ViewOp(views.rolled, (dim, shifts if order > 0 else tuple(reversed(shifts))))
+        return Stream(name, draft.source, (*ops[:-1], turned))
+    return Stream(name, draft.source, ops if draft.direction == order else (*ops, FLIP))
 
 
 def _turned(use: Final | Stacked, steps: int) -> Final | Stacked:
@@ -538,9 +585,27 @@ def _order_free(families: list[list[Box]]) -> bool:
     return True
 
 
+def _closure(seq: Sequence, segment: Segment, position: int) -> set[int]:
+    """``position`` and the positions of the first run that it is computed from."""
+    found: set[int] = set()
+    stack = [position]
+    while stack:
+        j = stack.pop()
+        if j not in found:
+            found.add(j)
+            operands = (seq.position[n] - segment.start for n in seq.shapes[segment.start + j].nodes)
+            stack += [k for k in operands if k >= 0]
+    return found
+
+
 def build(seq: Sequence, ops: Operands, record: Record, segment: Segment) -> Built:
     """The loop of ``segment``, before it is proved."""
-    return _Build(seq, ops, record, segment).run()
+    hoisted: set[int] = set()
+    while True:
+        try:
+            return _Build(seq, ops, record, segment, frozenset(hoisted)).run()
+        except _NeedsHoisting as need:
+            hoisted |= _closure(seq, segment, need.position)
 
 
 __all__ = ["Built", "FirstDiffers", "build"]

@@ -11,6 +11,7 @@ nodes that write it are ``Record.opaque``: no loop may contain them.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -172,6 +173,7 @@ class _Copier:
         touched: set[int] = set()
         writes = {n: targets_written(n) for n in self.nodes}
         self.writes = {n: w for n, w in writes.items() if w}
+        self.record.writers = set(self.writes)
         self.record.inplace = {n for n, w in self.writes.items() if is_tensor(n) and n.args[:1] == (w[0],)}
         for targets in self.writes.values():
             touched |= {s for t in targets if (s := storage_of(value_of(t))) is not None}
@@ -287,7 +289,9 @@ class _Copier:
         first = node.args[0]
         assert isinstance(first, fx.Node)
         base = version if not self.chain[first] else self._replay(first, state, version)
-        made = self._emit(node, node.op, node.target, (base, *self.map(node.args[1:])), self.map(node.kwargs))
+        args, kwargs = (base, *self.map(node.args[1:])), self.map(node.kwargs)
+        with self.ssa.inserting_after(max([base, *_nodes(args), *_nodes(kwargs)])):
+            made = self._emit(node, node.op, node.target, args, kwargs)
         self.cache[node, version] = made
         return made
 
@@ -452,13 +456,20 @@ class _Copier:
                 self.record.idle.add(node)
                 return
             ops = tuple(ViewOp(o.target, self.map(o.args), o.kwargs) for o in chain)
-            version = self._emit(node, "call_function", written, (state.current, value, Views(ops)))
+            with self._place(known, state.current):
+                version = self._emit(node, "call_function", written, (state.current, value, Views(ops)))
             version.meta["example_value"] = value_of(state.root)
             self.record.holder[version] = state.root
         state.write(box, known, version)
         at = self.record.order[node]
         self.record.versions[state.root].append((at, version))
         self.record.origin.setdefault(version, node)
+
+    def _place(self, value: fx.Node | None, current: fx.Node) -> Any:
+        """A slice is written as soon as its value is known, wherever the user put the line."""
+        if value is not None and current < value:
+            return self.ssa.inserting_after(value)
+        return contextlib.nullcontext()
 
     def _lifetimes(self) -> None:
         """When each value's origin is overwritten."""
@@ -475,6 +486,12 @@ class _Copier:
             place = bisect.bisect_right(moments, record.born[made] if fresh else record.born[made] - 1)
             if place < len(moments):
                 record.dies[made] = moments[place]
+
+
+def _nodes(args: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(args, found.append)
+    return found
 
 
 def _symbolic(base: torch.Tensor, index: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch.fx as fx
 
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.record import Views
-from tenfuse.capture.views import key_of, value_of
+from tenfuse.capture.views import key_of, pure, value_of
 
 _LEAVES = {"placeholder", "get_attr", "output"}
 
@@ -75,16 +75,29 @@ def take_apart(node: fx.Node) -> Shape:
 
 
 class Sequence:
-    """The call nodes of a graph by position; other nodes have negative positions."""
+    """The call nodes of a graph by position; other nodes have negative positions.
+
+    A node that is alone in its class and depends on nothing computed (a state that the
+    first step creates) comes first, so that it does not interrupt the steps.
+    """
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.nodes = [n for n in graph.nodes if n.op not in _LEAVES]
+        nodes = [n for n in graph.nodes if n.op not in _LEAVES]
+        shapes = {n: take_apart(n) for n in nodes}
+        classes: dict[Any, int] = {}
+        numbers = {n: classes.setdefault(s.key, len(classes)) for n, s in shapes.items()}
+        count = np.bincount(np.array(list(numbers.values()), dtype=np.int64), minlength=1)
+        early: set[fx.Node] = set()
+        for node in nodes:
+            alone = count[numbers[node]] == 1 and pure(node)
+            if alone and all(a.op in _LEAVES or a in early for a in node.all_input_nodes):
+                early.add(node)
+        self.nodes = [n for n in nodes if n in early] + [n for n in nodes if n not in early]
         self.position = {n: i for i, n in enumerate(self.nodes)}
         outside = (n for n in graph.nodes if n.op in _LEAVES)
         self.position |= {n: -1 - i for i, n in enumerate(outside)}
-        self.shapes = [take_apart(n) for n in self.nodes]
-        classes: dict[Any, int] = {}
-        self.classes = np.array([classes.setdefault(s.key, len(classes)) for s in self.shapes], dtype=np.int64)
+        self.shapes = [shapes[n] for n in self.nodes]
+        self.classes = np.array([numbers[n] for n in self.nodes], dtype=np.int64)
         self.last = len(self.nodes)
 
 

@@ -20,6 +20,7 @@ import torch.fx as fx
 
 from tenfuse.capture.loop import Final, Loop, Stacked, Stream, ViewOp
 from tenfuse.capture.record import Views, written
+from tenfuse.capture.views import pure, rolled
 from tenfuse.reasons import UNPROVED, Refused, refuse
 
 
@@ -49,7 +50,8 @@ def _numeric_cells(value: torch.Tensor, ops: tuple[ViewOp, ...]) -> tuple[Any, .
     for op in ops:
         if op.target is not operator.getitem or op.kwargs or not _plain(op.args[0]):
             return None
-        array = array[op.args[0]] if isinstance(op.args[0], tuple) else array[(op.args[0], ...)]
+        index = op.args[0] if isinstance(op.args[0], tuple) else (op.args[0],)
+        array = array[index if any(i is Ellipsis for i in index) else (*index, ...)]
     if not array.size:
         return None
     offset = array.__array_interface__["data"][0] - start + value.storage_offset()
@@ -85,7 +87,13 @@ class _Source:
     """One stream, ready to say whether a node is its slice at memory index ``t``."""
 
     def __init__(self, stream: Stream | None, source: fx.Node, views: tuple[ViewOp, ...], steps: int) -> None:
-        self.base = source
+        self.shifts: tuple[int, ...] | None = None
+        self.dim = 0
+        if views and views[-1].target is rolled:
+            if len(views) != 1 or len(views[-1].args[1]) != steps:
+                raise _fail("a roll is not the only thing done to a stream")
+            self.dim, self.shifts = views[-1].args
+            return
         self.flipped = bool(views) and views[-1].target is torch.flip
         if self.flipped and views[-1].args != ((0,),):
             raise _fail("a stream is flipped along another dimension")
@@ -128,6 +136,7 @@ class _Proof:
         self.cursor = 0
         self.views: set[fx.Node] = set()
         self.matched = 0
+        self.twins: dict[tuple[fx.Node, fx.Node], bool] = {}
         self.made_of: list[dict[fx.Node, Any]] = []
 
     def memory(self, run: int) -> int:
@@ -138,7 +147,28 @@ class _Proof:
     def same(self, value: Any, operand: Any) -> bool:
         if isinstance(value, _Slice):
             return self.is_slice(value, operand)
-        return value is operand
+        return value is operand or (operand in self.region and self.twin(value, operand))
+
+    def twin(self, ours: Any, theirs: Any) -> bool:
+        """Both compute the same pure function of the same operands, so they are equal."""
+        if ours is theirs:
+            return True
+        if isinstance(ours, fx.Node) and isinstance(theirs, fx.Node):
+            key = (ours, theirs)
+            if key not in self.twins:
+                self.twins[key] = (
+                    ours.op == theirs.op and ours.target == theirs.target
+                    and _repeatable(ours)
+                    and self.twin(ours.args, theirs.args) and self.twin(dict(ours.kwargs), dict(theirs.kwargs))
+                )  # fmt: skip
+            return self.twins[key]
+        if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)):
+            return len(ours) == len(theirs) and all(self.twin(a, b) for a, b in zip(ours, theirs, strict=True))
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            return ours.keys() == theirs.keys() and all(self.twin(ours[k], theirs[k]) for k in ours)
+        if isinstance(ours, slice) and isinstance(theirs, slice):
+            return all(self.twin(getattr(ours, k), getattr(theirs, k)) for k in ("start", "stop", "step"))
+        return type(ours) is type(theirs) and not isinstance(ours, fx.Node) and repr(ours) == repr(theirs)
 
     def is_slice(self, value: _Slice, operand: Any) -> bool:
         stream, t = self.loop.streams[value.index], self.memory(value.run)
@@ -149,19 +179,49 @@ class _Proof:
             if isinstance(entry, fx.Node):
                 return operand is entry and entry not in self.region
             if isinstance(operand, fx.Node):
-                return operand.target is torch.tensor and operand.args == (entry,) and not operand.kwargs
+                return self.is_number(operand, entry, self.stream_in[value.index].meta["example_value"])
             return type(entry) is type(operand) and repr(entry) == repr(operand)
         source = self.sources[value.index]
-        return self.is_view(operand, stream.source) and _cells(operand.meta["example_value"]) == source.cells(t)
+        if source.shifts is not None:
+            return self.is_roll(operand, stream.source, source.shifts[t], source.dim)
+        if not isinstance(operand, fx.Node) or not self.is_view(operand, stream.source):
+            return False
+        return _cells(operand.meta["example_value"])[1:] == source.cells(t)[1:]
+
+    @staticmethod
+    def is_number(node: fx.Node, number: Any, like: torch.Tensor) -> bool:
+        """``node`` is ``torch.tensor(number)`` with the type of the body's input."""
+        value = node.meta["example_value"]
+        return (
+            node.target is torch.tensor
+            and len(node.args) == 1
+            and type(node.args[0]) is type(number)
+            and repr(node.args[0]) == repr(number)
+            and set(node.kwargs) <= {"dtype", "device"}
+            and (value.dtype, value.device, value.dim()) == (like.dtype, like.device, 0)
+        )
+
+    def is_roll(self, node: Any, base: fx.Node, shift: int, dim: int) -> bool:
+        """``node`` is ``torch.roll(base, shift, dim)``."""
+        if not isinstance(node, fx.Node) or node.target not in (torch.roll, "roll"):
+            return False
+        names = ("input", "shifts", "dims")
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        dims = given.get("dims")
+        shifts = given.get("shifts")
+        dims = dims if isinstance(dims, int) else dims[0] if isinstance(dims, (tuple, list)) and len(dims) == 1 else None
+        shifts = shifts if isinstance(shifts, int) else shifts[0] if isinstance(shifts, (tuple, list)) else None
+        rank = node.meta["example_value"].dim()
+        return self.same(base, given["input"]) and shifts == shift and dims is not None and dims % rank == dim
 
     def is_view(self, node: Any, base: fx.Node) -> bool:
         """``node`` is ``base`` seen through view operations only."""
-        memory = base.meta["example_value"].untyped_storage()._cdata
-        while isinstance(node, fx.Node) and node is not base:
+        memory = node.meta["example_value"].untyped_storage()._cdata
+        while isinstance(node, fx.Node) and not self.same(base, node):
             if node.target is written or not _aliases(node, memory) or node.op not in ("call_function", "call_method"):
                 return False
             node = node.args[0] if node.args else None
-        return node is base
+        return isinstance(node, fx.Node) and _aliases(node, memory)
 
     def equal(self, ours: Any, theirs: Any, env: dict[fx.Node, Any]) -> bool:
         """A body argument against an argument of the graph."""
@@ -257,11 +317,8 @@ class _Proof:
         if isinstance(first, fx.Node) and _aliases(node, memory) and (first not in self.region or first in self.views):
             self.views.add(node)
             return
-        if not node.users:
-            self.views.add(node)
-            return
-        if all(u in self.region for u in node.users) and _pure(node):
-            self.views.add(node)  # its users must be skipped as well, or they would not agree
+        if pure(node) and (node in self.loop.uses or all(u in self.region for u in node.users)):
+            self.views.add(node)  # whoever reads it is compared with what the body reads instead
             return
         raise _fail(f"{node.name} is missing")
 
@@ -354,8 +411,14 @@ def _aliases(node: fx.Node, memory: int) -> bool:
     return all(isinstance(p, torch.Tensor) and p.untyped_storage()._cdata == memory for p in parts)
 
 
-def _pure(node: fx.Node) -> bool:
-    return node.target is torch.Tensor.detach or node.op in ("call_function", "call_method")
+def _repeatable(node: fx.Node) -> bool:
+    """Asked again it gives the same value: a pure function, or a tuple of views."""
+    value = node.meta.get("example_value")
+    if isinstance(value, (tuple, list)):
+        first = node.args[0] if node.args else None
+        seen = first.meta.get("example_value") if isinstance(first, fx.Node) else None
+        return isinstance(seen, torch.Tensor) and _aliases(node, seen.untyped_storage()._cdata)
+    return pure(node)
 
 
 def _disjoint(stacked: torch.Tensor) -> bool:

@@ -30,7 +30,7 @@ class Views:
 @dataclasses.dataclass
 class Record:
     graph: fx.Graph
-    order: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
+    order: dict[fx.Node, float] = dataclasses.field(default_factory=dict)
     """Position of every node of ``graph`` when it was copied."""
     origin: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     """SSA node -> node of ``graph`` that it stands for."""
@@ -58,6 +58,8 @@ class Record:
     """Node of ``graph`` that selects one step -> (stacked output, memory index)."""
     steps: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
     """Stacked output in ``graph`` -> its number of entries."""
+    writers: set[fx.Node] = dataclasses.field(default_factory=set)
+    """Nodes of ``graph`` that write any tensor in place."""
     inplace: set[fx.Node] = dataclasses.field(default_factory=set)
     """Nodes of ``graph`` that write their first argument in place and return it."""
     idle: set[fx.Node] = dataclasses.field(default_factory=set)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from tenfuse.capture.build import Built, FirstDiffers, build
 from tenfuse.capture.loop import Loop, Span
 from tenfuse.capture.periods import Sequence, Stretch, stretches
 from tenfuse.capture.proof import prove
-from tenfuse.capture.record import Record, record
+from tenfuse.capture.record import Record, record, written
 from tenfuse.capture.segment import Operands, Segment, crossings, grow, with_phase
 from tenfuse.capture.source import Place, frames_of, loops_around, span_of, statements, where
 from tenfuse.capture.views import basic_index, key_of, storage_of, value_of
@@ -59,7 +60,10 @@ class _Finder:
         self.record: Record = record(gm)
         self.seq = Sequence(gm.graph)
         self.ops = Operands(self.seq)
+        self.by_order = sorted(self.record.order, key=self.record.order.__getitem__)
         self.taken = np.zeros(self.seq.last + 1, dtype=bool)
+        self.aside = np.zeros(self.seq.last + 1, dtype=bool)
+        """Alike calls on separate tensors: not a loop over time."""
         self.loops: list[Loop] = []
         self.refusals: list[tuple[int, int, Refusal]] = []
         self.failed: set[tuple[int, int, int]] = set()
@@ -93,22 +97,35 @@ class _Finder:
         """Claim the loops of a stretch; returns those that should wait for better ones."""
         if not self._recurs(stretch):
             return []
+        best: list[Built] = []
+        for segments in self._cuts(stretch):
+            free = [s for s in segments if not self.taken[s.start : s.stop].any()]
+            found = [b for s in free if (b := self._build(s)) is not None]
+            if _covered(found) > _covered(best):
+                best = found
+            if found and len(found) == len(free):
+                break
         later: list[Built] = []
-        for segment in self._segments(stretch):
-            if self.taken[segment.start : segment.stop].any():
-                continue
-            built = self._build(segment)
-            if built is None:
-                continue
+        for built in best:
             if built.clean and built.loop.carries and built.loop.streams:
                 self._claim(built)
-            else:
+            elif built.loop.carries or (built.clean and self._over_time(built)):
                 later.append(built)
+            else:
+                lo = self.seq.position[built.loop.nodes[0]]
+                self.aside[lo : lo + len(built.loop.nodes)] = True
         return later
+
+    def _over_time(self, built: Built) -> bool:
+        """Independent steps are a loop over time when they share a tensor, or read another loop's steps."""
+        tuples = [s.source for s in built.loop.streams if isinstance(s.source, tuple)]
+        nodes = [[n for n in source if isinstance(n, fx.Node)] for source in tuples]
+        earlier = any(ns and all(self.taken[self.seq.position[n]] for n in ns) for ns in nodes)
+        return (built.sliced or earlier) and bool(built.loop.span.file) and not built.loop.span.file.startswith(_TORCH)
 
     def _claim(self, built: Built) -> None:
         lo = self.seq.position[built.loop.nodes[0]]
-        hi = lo + len(built.loop.nodes)
+        hi = self.seq.position[built.loop.nodes[-1]] + 1
         if not self.taken[lo:hi].any():
             self.taken[lo:hi] = True
             self.loops.append(built.loop)
@@ -116,53 +133,51 @@ class _Finder:
     def _recurs(self, stretch: Stretch) -> bool:
         """Whether the same source line comes back: a loop of the user's, not three alike calls."""
         nodes, period = self.seq.nodes, stretch.period
-        first = nodes[stretch.start].meta.get("stack_trace")
-        if not first:
+        if not nodes[stretch.start].meta.get("stack_trace"):
             return True
-        for multiple in (1, 2, 3, 4, 5, 6, 7, 8, 16):
-            gap = multiple * period
-            if stretch.start + gap >= stretch.stop:
-                return False
-            at = min(stretch.start + period, stretch.stop - gap - 1)
-            if nodes[at].meta.get("stack_trace") == nodes[at + gap].meta.get("stack_trace"):
-                return bool(loops_around(nodes[at : at + 1] + nodes[at + gap : at + gap + 1])) or not _readable(nodes[at])
+        for at in (stretch.start + period, stretch.stop - period - 1):
+            trace = nodes[at].meta.get("stack_trace")
+            for gap in [period * m for m in (1, 2, 3, 4, 5, 6, 7, 8, 16)]:
+                for other in (at + gap, at - gap):
+                    if stretch.start <= other < stretch.stop and nodes[other].meta.get("stack_trace") == trace:
+                        return bool(loops_around([nodes[at], nodes[other]])) or not _readable(nodes[at])
         return False
 
-    def _segments(self, stretch: Stretch) -> list[Segment]:
-        """The best cut of a stretch: smallest period and natural phase that explain most of it."""
-        best: tuple[float, list[Segment]] = (0.0, [])
+    def _cuts(self, stretch: Stretch) -> Iterator[list[Segment]]:
+        """Ways to cut a stretch, the best first: smallest period, natural phase, longest segments."""
+        length = stretch.stop - stretch.start
+        rated: list[tuple[bool, int, int, int, list[Segment]]] = []
         for multiple in range(1, 9):
             period = stretch.period * multiple
-            if period * LEAST > stretch.stop - stretch.start:
+            if period * LEAST > length:
                 break
-            for phase in self._phases(stretch, period):
+            whole: list[tuple[int, int, list[Segment]]] = []
+            for rank, phase in enumerate(self._phases(stretch, period)):
                 start, runs = with_phase(stretch, period, phase)
                 if runs < LEAST:
                     continue
                 found = grow(self.ops, start, period, runs, LEAST)
-                cover = sum(s.stop - s.start for s in found) / (stretch.stop - stretch.start)
-                if cover > best[0] + 0.05:
-                    best = (cover, found)
-                if cover > 1 - 2.5 * period / (stretch.stop - stretch.start):
-                    return self._coarser(found)
-        return best[1]
-
-    def _coarser(self, found: list[Segment]) -> list[Segment]:
-        return found
+                cover = sum(s.stop - s.start for s in found)
+                if len(found) == 1 and cover > length - 2.5 * period:
+                    whole.append((-found[0].runs, rank, found))
+                elif found:
+                    rated.append((cover * 5 < length * 4, -max(s.runs for s in found), multiple, rank, found))
+            yield from (found for *_, found in sorted(whole, key=lambda w: w[:2]))
+        yield from (found for *_, found in sorted(rated, key=lambda r: r[:4])[:8])
 
     def _phases(self, stretch: Stretch, period: int) -> list[int]:
         """Where a step may begin, most natural first."""
         nodes = self.seq.nodes
         lo = stretch.start + (stretch.runs // 2) * stretch.period
         lo = max(stretch.start, min(lo, stretch.stop - 2 * period))
-        sample = nodes[lo : lo + period]
+        spots = [p for p in range(lo, min(len(nodes), lo + period + 1)) if nodes[p].target is not written]
         found: list[int] = []
-        places = loops_around(sample)
+        places = loops_around(nodes[lo : lo + period])
         for place in reversed(places):
-            order = [place.position(n) for n in [*sample, nodes[lo + period] if lo + period < len(nodes) else sample[0]]]
-            falls = [i for i in range(1, len(order)) if order[i] < order[i - 1]]
+            order = [place.position(nodes[p]) for p in spots]
+            falls = [p for p, a, b in zip(spots[1:], order, order[1:], strict=False) if b < a]
             if len(falls) == 1:
-                found.append((lo + falls[0]) % period)
+                found.append(falls[0] % period)
             if len(falls) <= 1:
                 first, last = self._extent(place, stretch)
                 if not falls:
@@ -200,15 +215,27 @@ class _Finder:
                 if self._opaque_inside(segment):
                     raise reasons.refuse(reasons.ALIASED_WRITE, "", where(self.seq.nodes[segment.start]))
                 built = build(self.seq, self.ops, self.record, segment)
+                self._check_order(built.loop)
                 evidence = prove(built.loop)
                 span = self._span(segment)
-                return Built(dataclasses.replace(built.loop, proof=evidence, span=span), built.clean)
+                loop = dataclasses.replace(built.loop, proof=evidence, span=span)
+                return dataclasses.replace(built, loop=loop)
             except FirstDiffers:
                 segment = Segment(segment.period, segment.start + segment.period, segment.runs - 1)
             except Refused as refused:
                 self.refusals.append((segment.start, segment.stop, refused.refusal))
                 return None
         return None
+
+    def _check_order(self, loop: Loop) -> None:
+        """What stands among the steps in the user's order and is no step must be free to move."""
+        rec = self.record
+        ours = {rec.origin[n] for n in loop.nodes}
+        places = [rec.order[n] for n in ours]
+        for node in self.by_order[int(min(places)) : int(max(places)) + 1]:
+            fixed = node in rec.writers or value_of(node) is None
+            if fixed and node not in ours and node not in rec.idle:
+                raise reasons.refuse(reasons.ALIASED_WRITE, "", where(node))
 
     def _opaque_inside(self, segment: Segment) -> bool:
         lo, hi = np.searchsorted(self.opaque, [segment.start, segment.stop])
@@ -217,7 +244,7 @@ class _Finder:
     def _span(self, segment: Segment) -> Span:
         nodes = self.seq.nodes[segment.start : segment.stop]
         places = loops_around(nodes)
-        body = nodes[: segment.period]
+        body = [n for n in nodes[: segment.period] if n.target is not written]
         for place in reversed(places):
             order = [place.position(n) for n in body]
             again = sum(b < a for a, b in zip(order, order[1:], strict=False))
@@ -249,29 +276,47 @@ class _Finder:
                     rounds.setdefault(key, {}).setdefault((trace, node.target), []).append(position)
         found: list[Kept] = []
         for key, marks in rounds.items():
-            if key in rolled:
-                continue
-            positions = max(marks.values(), key=len)
-            refusal = self._why(positions) if len(positions) >= LEAST else None
-            if refusal is not None:
-                found.append(Kept(Span(key[0], key[1]), len(positions), refusal))
-        return _outermost(found)
+            groups = [m for m in marks.values() if len(m) >= LEAST]
+            if key not in rolled and groups:
+                refusal = self._why(groups)
+                if refusal is not None:
+                    found.append(Kept(Span(key[0], key[1]), max(map(len, groups)), refusal))
+        return found
 
-    def _why(self, positions: list[int]) -> Refusal | None:
-        lo, hi = positions[0], positions[-1]
+    def _why(self, groups: list[list[int]]) -> Refusal | None:
+        """What prevents a loop; None when nothing ties its rounds together over time.
+
+        ``groups`` holds, for each line and operation, where each round has its node.
+        """
+        lo, hi = min(g[0] for g in groups), max(g[-1] for g in groups)
+        if self.aside[lo : hi + 1].any():
+            return None
         inside = [r for a, b, r in self.refusals if a <= hi and b > lo]
-        nodes = [self.seq.nodes[p] for p in positions]
         if inside:
             return max(inside, key=inside.count)
-        if all(basic_index(n) is not None for n in nodes):
+        computed = [g for g in groups if basic_index(self.seq.nodes[g[0]]) is None]
+        if not any(self._feeds_itself(g, lo) for g in computed):
             return None
-        shapes = [_shape(n) for n in nodes]
-        place = where(nodes[-1])
-        if len(set(shapes)) > len(shapes) // 2:
+        place = where(self.seq.nodes[computed[0][-1]])
+        if any(len({_shape(self.seq.nodes[p]) for p in g}) > len(g) // 2 for g in groups):
             return reasons.refuse(reasons.GROWING, "", place).refusal
-        if any(self.seq.position[n] in range(lo, hi + 1) for n in self.record.opaque):
+        if any(lo <= p <= hi for p in self.opaque.tolist()):
             return reasons.refuse(reasons.ALIASED_WRITE, "", place).refusal
         return reasons.refuse(reasons.ODD_STEP, "", place).refusal
+
+    def _feeds_itself(self, group: list[int], lo: int) -> bool:
+        """Whether a round's node depends on the same line's node of the round before."""
+        for earlier, later in zip(group, group[1:], strict=False):
+            stack, seen = [later], set()
+            while stack:
+                at = stack.pop()
+                if at == earlier:
+                    return True
+                for operand in self.ops.flat[self.ops.offsets[at] : self.ops.offsets[at + 1]].tolist():
+                    if operand >= earlier and operand not in seen:
+                        seen.add(operand)
+                        stack.append(operand)
+        return False
 
 
 def _shape(node: fx.Node) -> object:
@@ -298,8 +343,8 @@ def _enclosing(node: fx.Node) -> list[tuple[str, int]]:
     ]
 
 
-def _outermost(found: list[Kept]) -> list[Kept]:
-    return found
+def _covered(found: list[Built]) -> int:
+    return sum(len(b.loop.nodes) for b in found)
 
 
 def find_loops(gm: fx.GraphModule) -> tuple[Loop | Kept, ...]:

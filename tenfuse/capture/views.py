@@ -343,6 +343,44 @@ def _moving_ops(items: Items, dim: int, start: int, step: int, runs: int, window
     return tuple(ops)
 
 
+def rolled(value: torch.Tensor, dim: int, shifts: tuple[int, ...]) -> torch.Tensor:
+    """``torch.roll(value, s, dim)`` for every ``s`` of ``shifts``, stacked."""
+    size = value.shape[dim]
+    place = torch.arange(size, device=value.device)
+    index = (place - torch.tensor(shifts, device=value.device)[:, None]) % size
+    taken = value.index_select(dim, index.flatten()).unflatten(dim, index.shape)
+    return taken.movedim(dim, 0)
+
+
+def roll_of(node: fx.Node) -> tuple[int, int] | None:
+    """``(shift, dim >= 0)`` of a ``torch.roll`` along one dimension."""
+    if node.target not in ("roll", torch.roll) or not is_tensor(node):
+        return None
+    shift, dim = argument(node, 1, "shifts"), argument(node, 2, "dims")
+    shift = shift[0] if isinstance(shift, (tuple, list)) and len(shift) == 1 else shift
+    dim = dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
+    if static(shift) is None or static(dim) is None:
+        return None
+    return shift, dim % value_of(node).dim()
+
+
+_CHANCE = ("rand", "dropout", "bernoulli", "normal", "multinomial", "poisson", "rrelu", "gumbel",
+           "scaled_dot_product", "exponential_", "uniform")
+
+
+def pure(node: fx.Node) -> bool:
+    """A function of its operands and nothing else, as far as its name tells."""
+    if not is_tensor(node) or node.kwargs.get("out") is not None:
+        return False
+    home = "torch" if node.op == "call_method" else getattr(node.target, "__module__", None) or ""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op not in ("call_method", "call_function") or any(c in name for c in _CHANCE):
+        return False
+    plain = home in ("torch", "_operator", "torch._C._nn", "torch.nn.functional", "torch.functional",
+                     "torch._C._linalg", "torch._C._special", "torch._C._fft", "math")
+    return plain or (home == "" and node.target in vars(torch).values())
+
+
 FLIP = ViewOp(torch.flip, ((0,),))
 
 

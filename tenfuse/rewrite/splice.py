@@ -37,6 +37,7 @@ class _Splice:
         self.alive = set(self.graph.nodes)
         self.region = [n for n in self.graph.nodes if self.lo <= self.record.order.get(n, -1) <= self.hi]
         self.members = set(self.region)
+        self._part_strays()
         self.anchor = self.region[0]
         self.held: dict[fx.Node, fx.Node] = {}
         self.fresh: dict[fx.Node, fx.Node] = {}
@@ -56,6 +57,34 @@ class _Splice:
         self._replace_uses()
         self._erase()
         self._register()
+
+    def _part_strays(self) -> None:
+        """Nodes among the steps that belong to none: those that read the loop go behind it.
+
+        The others go before it, because the loop may read them.
+        """
+        rec = self.record
+        ours = {rec.origin[n] for n in self.loop.nodes}
+        values: dict[fx.Node, list[fx.Node]] = {}
+        for value, origin in rec.origin.items():
+            if origin in self.members and origin not in ours and value not in self.inside:
+                values.setdefault(origin, []).append(value)
+        behind: set[fx.Node] = set(self.inside)
+        after: list[fx.Node] = []
+        for node in [n for n in self.region if n in values]:
+            self.members.discard(node)
+            if any(a in behind for v in values[node] for a in v.all_input_nodes):
+                behind |= set(values[node])
+                after.append(node)
+            else:
+                self.region[0].prepend(node)
+                rec.order[node] = self.lo - 0.5
+        last = self.region[-1]
+        for node in after:
+            last.append(node)
+            last = node
+            rec.order[node] = self.hi + 0.5
+        self.region = [n for n in self.region if n in self.members]
 
     # inputs ---------------------------------------------------------------------------------
 
