@@ -406,7 +406,7 @@ class _Build:
     def _check_aliases(self, root: fx.Node, at: int) -> None:
         """A tensor made inside the loop and written after it may leave under one name only."""
         record = self.record
-        end = max(record.order[record.origin[n]] for n in self.region)
+        end = max(record.order[record.origin[n]] for n in self.region if n in record.origin)
         if not any(when > end for when, _ in record.versions[root]):
             return
         names = {

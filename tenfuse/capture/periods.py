@@ -81,15 +81,15 @@ class Sequence:
     first step creates) comes first, so that it does not interrupt the steps.
     """
 
-    def __init__(self, graph: fx.Graph) -> None:
-        nodes = [n for n in graph.nodes if n.op not in _LEAVES]
+    def __init__(self, graph: fx.Graph, order: list[fx.Node] | None = None) -> None:
+        nodes = order or [n for n in graph.nodes if n.op not in _LEAVES]
         shapes = {n: take_apart(n) for n in nodes}
         classes: dict[Any, int] = {}
         numbers = {n: classes.setdefault(s.key, len(classes)) for n, s in shapes.items()}
         count = np.bincount(np.array(list(numbers.values()), dtype=np.int64), minlength=1)
         early: set[fx.Node] = set()
         for node in nodes:
-            alone = count[numbers[node]] == 1 and pure(node)
+            alone = order is None and count[numbers[node]] == 1 and pure(node)
             if alone and all(a.op in _LEAVES or a in early for a in node.all_input_nodes):
                 early.add(node)
         self.nodes = [n for n in nodes if n in early] + [n for n in nodes if n not in early]

@@ -20,6 +20,7 @@ import torch
 import torch.fx as fx
 
 from tenfuse import reasons
+from tenfuse.capture.complete import complete
 from tenfuse.capture.build import Built, FirstDiffers, build
 from tenfuse.capture.loop import Loop, Span
 from tenfuse.capture.periods import Sequence, Stretch, stretches
@@ -59,6 +60,11 @@ class _Finder:
     def __init__(self, gm: fx.GraphModule) -> None:
         self.record: Record = record(gm)
         self.seq = Sequence(gm.graph)
+        self.stretches = stretches(self.seq.classes, LEAST)
+        longer = complete(gm.graph, self.seq, self.stretches, self._start_phase)
+        if longer is not None:
+            self.seq = longer
+            self.stretches = stretches(self.seq.classes, LEAST)
         self.ops = Operands(self.seq)
         self.by_order = sorted(self.record.order, key=self.record.order.__getitem__)
         self.taken = np.zeros(self.seq.last + 1, dtype=bool)
@@ -71,7 +77,7 @@ class _Finder:
         self.opaque = np.array(sorted(opaque), dtype=np.int64)
 
     def run(self) -> tuple[Loop | Kept, ...]:
-        found = [s for s in stretches(self.seq.classes, LEAST) if not self._only_views(s)]
+        found = [s for s in self.stretches if not self._only_views(s)]
         found.sort(key=lambda s: (-min(s.runs, _LONG), s.period, s.start))
         later: list[Built] = []
         for stretch in found:
@@ -90,6 +96,18 @@ class _Finder:
     def _only_views(self, stretch: Stretch) -> bool:
         """Slices taken all at once before a loop are streams, not a loop."""
         return all(basic_index(n) is not None for n in self.seq.nodes[stretch.start : stretch.start + stretch.period])
+
+    def _start_phase(self, stretch: Stretch) -> int | None:
+        """Where steps begin, judged without their end: by the body's lines, else by the first step."""
+        lo = stretch.start + (stretch.runs // 2) * stretch.period
+        if not self._recurs(stretch):
+            return None
+        for place in reversed(loops_around(self.seq.nodes[lo : lo + stretch.period])):
+            falls = self._falls(place, lo, stretch.period)
+            if len(falls) <= 1:
+                start = falls[0] if falls else self._extent(place, stretch)[0]
+                return start % stretch.period
+        return None
 
     # one stretch ----------------------------------------------------------------------------
 
@@ -121,6 +139,8 @@ class _Finder:
         tuples = [s.source for s in built.loop.streams if isinstance(s.source, tuple)]
         nodes = [[n for n in source if isinstance(n, fx.Node)] for source in tuples]
         earlier = any(ns and all(self.taken[self.seq.position[n]] for n in ns) for ns in nodes)
+        if all(_view(n) for n in built.loop.body.graph.nodes if n.op in ("call_function", "call_method")):
+            return False
         return (built.sliced or earlier) and bool(built.loop.span.file) and not built.loop.span.file.startswith(_TORCH)
 
     def _claim(self, built: Built) -> None:
@@ -170,12 +190,10 @@ class _Finder:
         nodes = self.seq.nodes
         lo = stretch.start + (stretch.runs // 2) * stretch.period
         lo = max(stretch.start, min(lo, stretch.stop - 2 * period))
-        spots = [p for p in range(lo, min(len(nodes), lo + period + 1)) if nodes[p].target is not written]
         found: list[int] = []
         places = loops_around(nodes[lo : lo + period])
         for place in reversed(places):
-            order = [place.position(nodes[p]) for p in spots]
-            falls = [p for p, a, b in zip(spots[1:], order, order[1:], strict=False) if b < a]
+            falls = self._falls(place, lo, period)
             if len(falls) == 1:
                 found.append(falls[0] % period)
             if len(falls) <= 1:
@@ -188,6 +206,13 @@ class _Finder:
             found.append(int((lo + int(count.argmin())) % period))
         found += [stretch.stop % period, stretch.start % period]
         return list(dict.fromkeys(found))
+
+    def _falls(self, place: Place, lo: int, period: int) -> list[int]:
+        """Positions at which the body's lines start again."""
+        nodes = self.seq.nodes
+        spots = [p for p in range(lo, min(len(nodes), lo + period + 1)) if nodes[p].target is not written]
+        order = [place.position(nodes[p]) for p in spots]
+        return [p for p, a, b in zip(spots[1:], order, order[1:], strict=False) if b < a]
 
     def _extent(self, place: Place, stretch: Stretch) -> tuple[int, int]:
         """The positions around the stretch that belong to the loop statement."""
@@ -230,7 +255,7 @@ class _Finder:
     def _check_order(self, loop: Loop) -> None:
         """What stands among the steps in the user's order and is no step must be free to move."""
         rec = self.record
-        ours = {rec.origin[n] for n in loop.nodes}
+        ours = {rec.origin[n] for n in loop.nodes if n in rec.origin}
         places = [rec.order[n] for n in ours]
         for node in self.by_order[int(min(places)) : int(max(places)) + 1]:
             fixed = node in rec.writers or value_of(node) is None
@@ -327,6 +352,13 @@ def _shape(node: fx.Node) -> object:
     return tuple(key_of(s) for s in value.shape) if isinstance(value, torch.Tensor) else None
 
 
+def _view(node: fx.Node) -> bool:
+    """A node that only shows memory of its first argument."""
+    store = storage_of(value_of(node))
+    first = node.args[0] if node.args else None
+    return store is not None and store == storage_of(value_of(first))
+
+
 def _readable(node: fx.Node) -> bool:
     own = frames_of(node)
     return bool(own) and bool(statements(own[-1][0]))
@@ -352,4 +384,4 @@ def find_loops(gm: fx.GraphModule) -> tuple[Loop | Kept, ...]:
     return _Finder(gm).run()
 
 
-__all__ = ["Kept", "find_loops", "storage_of"]
+__all__ = ["Kept", "find_loops"]

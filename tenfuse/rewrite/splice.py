@@ -32,7 +32,8 @@ class _Splice:
         self.record: Record = record(gm)
         self.graph = self.record.graph
         self.inside = set(loop.nodes)
-        places = [self.record.order[self.record.origin[n]] for n in loop.nodes]
+        origin = self.record.origin
+        places = [self.record.order[origin[n]] for n in loop.nodes if n in origin]
         self.lo, self.hi = min(places), max(places)
         self.alive = set(self.graph.nodes)
         self.region = [n for n in self.graph.nodes if self.lo <= self.record.order.get(n, -1) <= self.hi]
@@ -64,7 +65,7 @@ class _Splice:
         The others go before it, because the loop may read them.
         """
         rec = self.record
-        ours = {rec.origin[n] for n in self.loop.nodes}
+        ours = {rec.origin[n] for n in self.loop.nodes if n in rec.origin}
         values: dict[fx.Node, list[fx.Node]] = {}
         for value, origin in rec.origin.items():
             if origin in self.members and origin not in ours and value not in self.inside:
