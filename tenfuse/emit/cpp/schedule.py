@@ -326,7 +326,7 @@ class Scheduler:
                 nest.kept.add(ref)
                 self._keep(home, ref)
             return None
-        loads = sum(1 for leaf in leaves if nest.x in self.axes[leaf])
+        loads = sum(1 for leaf in leaves if self.axes[leaf])
         again = self._redundancy(nest, axes)
         if again <= 1 or again * (ops + loads) <= ops + loads + 1 + again:
             return None
