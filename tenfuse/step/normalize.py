@@ -25,7 +25,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.capture.loop import Loop
-from tenfuse.reasons import CARRY_CHANGES, RANDOM, SIDE_EFFECT, UNSUPPORTED_OP, Refused, refuse
+from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse
+from tenfuse.step.purify import purify
 
 aten = torch.ops.aten
 
@@ -134,6 +135,7 @@ def normalize(loop: Loop, autocast: contextlib.AbstractContextManager[Any] | Non
 
 def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
     graph = traced.graph
+    purify(graph)
     graph.eliminate_dead_code()
     _materialise_constants(traced)
     found = dict(zip(tensor_at, [n for n in graph.nodes if n.op == "placeholder"], strict=True))
@@ -176,14 +178,12 @@ def _materialise_constants(traced: fx.GraphModule) -> None:
 
 
 def _check(node: fx.Node) -> None:
-    """Refuse randomness and mutation."""
+    """Refuse randomness."""
     op = node.target
     if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload):
         return
     if torch.Tag.nondeterministic_seeded in op.tags:
         raise refuse(RANDOM, where=where(node))
-    if op._schema.is_mutable:
-        raise refuse(SIDE_EFFECT, f"the body mutates a tensor ({op})", where(node))
 
 
 def _same_kind(before: fx.Node | None, after: Any, name: str) -> None:

@@ -483,13 +483,13 @@ def _select(space: Space, target: Any, a: Value, dim: int, index: int) -> Value:
     return space.squeeze(part, [dim])
 
 
-@rule(aten.split_with_sizes.default)
+@rule(aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
 def _split_with_sizes(space: Space, target: Any, a: Value, sizes: Sequence[int], dim: int = 0) -> list[Value]:
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return [space.slice(a, dim, end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
-@rule(aten.split.Tensor)
+@rule(aten.split.Tensor, aten.unsafe_split.Tensor)
 def _split(space: Space, target: Any, a: Value, size: int, dim: int = 0) -> list[Value]:
     total = space.length(a.dims[dim])
     if not isinstance(total, int):

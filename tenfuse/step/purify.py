@@ -1,0 +1,69 @@
+"""Make a traced step functional: in-place ATen calls on tensors of the step's own.
+
+Takes a traced ATen graph; leaves it with ``add_`` and the like replaced by ``add`` and
+later readers renamed.  Some of torch's composites (``lstm_cell``) work in place on what
+they made themselves.  Refuses (SIDE_EFFECT) when the tensor came from outside the step or
+when another view of its memory is read afterwards.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from tenfuse.reasons import SIDE_EFFECT, refuse
+
+aten = torch.ops.aten
+
+
+def mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def purify(graph: fx.Graph) -> None:
+    """Edit ``graph``, which the caller made, until nothing in it mutates."""
+    order = {n: i for i, n in enumerate(graph.nodes)}
+    memory = {n: _memory(n) for n in graph.nodes}
+    for node in list(graph.nodes):
+        if not mutates(node):
+            continue
+        written = node.args[0]
+        functional = _functional(node.target)
+        shares = [n for n in graph.nodes if memory[n] is not None and memory[n] == memory.get(written)]
+        if functional is None or not isinstance(written, fx.Node) or any(n.op == "placeholder" for n in shares):
+            raise refuse(SIDE_EFFECT, f"the body mutates a tensor ({node.target})")
+        stale = [n for n in shares if n not in (written, node) and order[n] < order[node]]
+        if any(order[user] > order[node] for n in stale for user in n.users):
+            raise refuse(SIDE_EFFECT, f"the body mutates a tensor that it also reads under another name ({node.target})")
+        with graph.inserting_before(node):
+            pure = graph.call_function(functional, node.args, node.kwargs)
+        pure.meta, order[pure], memory[pure] = dict(node.meta), order[node], ("own", order[node])
+        node.replace_all_uses_with(pure)
+        for user in [u for u in written.users if order[u] > order[node]]:
+            user.replace_input_with(written, pure)
+        graph.erase_node(node)
+
+
+def _memory(node: fx.Node) -> Any:
+    """What tells the memory a node lies in; pieces of ``unsafe_split`` count as their own."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    if node.target is operator.getitem and getattr(node.args[0], "target", None) in (
+        aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.unsafe_chunk.default,
+    ):  # fmt: skip
+        return ("own", node.name)
+    return ("storage", value.untyped_storage()._cdata)
+
+
+def _functional(op: Any) -> Any:
+    """``aten.add_.Tensor`` -> ``aten.add.Tensor``, where there is one."""
+    name = op._schema.name.split("::")[-1]
+    packet = getattr(aten, name[:-1], None) if name.endswith("_") and op.namespace == "aten" else None
+    return getattr(packet, op._overloadname, None) if packet is not None else None
+
+
+__all__ = ["mutates", "purify"]
