@@ -16,6 +16,7 @@ import torch.fx as fx
 from tenfuse.capture.build import rebuild
 from tenfuse.capture.periods import Sequence, Stretch
 from tenfuse.capture.record import written
+from tenfuse.capture.source import loops_around
 from tenfuse.capture.views import apply, call, is_tensor, pure, storage_of, value_of
 
 
@@ -45,7 +46,7 @@ class _Tail:
     def _alike(self, node: fx.Node, template: fx.Node) -> bool:
         position = self.seq.position
         same = self.seq.classes[position[node]] == self.seq.classes[position[template]]
-        return bool(same) and node.meta.get("stack_trace") == template.meta.get("stack_trace")
+        return bool(same) and _together(node, template)
 
     def possible(self) -> bool:
         """Whether the operands of every missing node can be named."""
@@ -64,9 +65,12 @@ class _Tail:
         last = self.seq.nodes[self.stop - 1]
         for k, entry in enumerate(self.virtual):
             if isinstance(entry, int):
-                new = self._copy(graph, entry, max([last, *self._operands(entry)]))
-                if new is None:
-                    break
+                try:
+                    new = self._copy(graph, entry, max([last, *self._operands(entry)]))
+                except (IndexError, RuntimeError):  # there is no such slice: the step does not exist
+                    for node, _ in reversed(made):
+                        graph.erase_node(node)
+                    return []
                 made.append((new, last))
                 self.virtual[k] = entry = new
             last = entry
@@ -97,11 +101,9 @@ class _Tail:
             return seq.nodes[later]
         return None
 
-    def _copy(self, graph: fx.Graph, template: int, behind: fx.Node) -> fx.Node | None:
+    def _copy(self, graph: fx.Graph, template: int, behind: fx.Node) -> fx.Node:
         node, shape = self.seq.nodes[template], self.seq.shapes[template]
         operands = [self._moved(template, i) for i in range(len(shape.nodes))]
-        if any(o is None for o in operands):
-            return None
         before = self.seq.shapes[template - self.period].numbers
         numbers: list[Any] = [2 * a - b if isinstance(a, int) else a for a, b in zip(shape.numbers, before, strict=True)]
         filled = (iter(operands), iter(numbers))
@@ -110,7 +112,11 @@ class _Tail:
         new.meta = dict(node.meta)
         op = call(new) if is_tensor(new.args[0] if new.args else None) else None
         if op is not None and storage_of(value_of(node)) == storage_of(value_of(node.args[0])):
-            new.meta["example_value"] = apply(value_of(new.args[0]), (op,))
+            try:
+                new.meta["example_value"] = apply(value_of(new.args[0]), (op,))
+            except (IndexError, RuntimeError):
+                graph.erase_node(new)
+                raise
         return new
 
 
@@ -120,14 +126,15 @@ def _piece(node: fx.Node) -> bool:
     return isinstance(value, (tuple, list)) and node.op in ("call_function", "call_method")
 
 
+def _together(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two nodes come from one line, or at least from one loop statement."""
+    return a.meta.get("stack_trace") == b.meta.get("stack_trace") or bool(loops_around([a, b]))
+
+
 def _trimmed(seq: Sequence, stretch: Stretch) -> Stretch:
     """The stretch without what only looks alike behind it and comes from other lines."""
-    stop = stretch.stop
-
-    def trace(at: int) -> Any:
-        return seq.nodes[at].meta.get("stack_trace")
-
-    while stop > stretch.start + 2 * stretch.period and trace(stop - 1) != trace(stop - 1 - stretch.period):
+    stop, period = stretch.stop, stretch.period
+    while stop > stretch.start + 2 * period and not _together(seq.nodes[stop - 1], seq.nodes[stop - 1 - period]):
         stop -= 1
     return Stretch(stretch.period, stretch.start, stop)
 

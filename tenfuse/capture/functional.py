@@ -290,7 +290,8 @@ class _Copier:
         assert isinstance(first, fx.Node)
         base = version if not self.chain[first] else self._replay(first, state, version)
         args, kwargs = (base, *self.map(node.args[1:])), self.map(node.kwargs)
-        with self.ssa.inserting_after(max([base, *_nodes(args), *_nodes(kwargs)])):
+        early = version is state.initial  # what the buffer held before is known before the steps
+        with self.ssa.inserting_after(max([base, *_nodes(args), *_nodes(kwargs)])) if early else contextlib.nullcontext():
             made = self._emit(node, node.op, node.target, args, kwargs)
         self.cache[node, version] = made
         return made

@@ -106,7 +106,7 @@ class _Finder:
             falls = self._falls(place, lo, stretch.period)
             if len(falls) <= 1:
                 start = falls[0] if falls else self._extent(place, stretch)[0]
-                return start % stretch.period
+                return start % stretch.period if start >= stretch.start else None
         return None
 
     # one stretch ----------------------------------------------------------------------------
@@ -218,14 +218,17 @@ class _Finder:
         """The positions around the stretch that belong to the loop statement."""
         nodes = self.seq.nodes
         first, last = stretch.start, stretch.stop
-        if not place.holds(nodes[first]):
-            while first < stretch.stop and not place.holds(nodes[first]):
-                first += 1
-        while first > 0 and place.holds(nodes[first - 1]):
+
+        def holds(at: int) -> bool:
+            return place.position(nodes[at]) >= 0
+
+        while first < stretch.stop and not holds(first):
+            first += 1
+        while first > 0 and holds(first - 1):
             first -= 1
-        while last > first and not place.holds(nodes[last - 1]):
+        while last > first and not holds(last - 1):
             last -= 1
-        while last < len(nodes) and place.holds(nodes[last]):
+        while last < len(nodes) and holds(last):
             last += 1
         return first, last
 
