@@ -22,9 +22,16 @@ KEY = "tenfuse_record"
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """A chain of view operations, hidden from FX so that it stays one constant."""
+    """A chain of view operations, hidden from FX so that it stays one constant.
+
+    It prints as a string: FX writes code for every graph it is given, also for the SSA
+    graphs here, which are only ever interpreted.
+    """
 
     ops: tuple[ViewOp, ...]
+
+    def __repr__(self) -> str:
+        return repr(" then ".join(getattr(op.target, "__name__", "view") for op in self.ops))
 
 
 @dataclasses.dataclass
