@@ -48,7 +48,9 @@ class Outcome:
     loops: tuple[LoopReport, ...]
 
 
-def tenfuse(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Any = None, **kwargs: Any) -> Callable[..., Any]:
+def tenfuse(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Any = None, **kwargs: Any
+) -> Callable[..., Any]:
     """The backend of ``torch.compile(model, backend="tenfuse", options={...})``.
 
     Raises ``OptionError`` for an unknown option, and with ``strict`` whatever fails inside.
@@ -66,15 +68,19 @@ def tenfuse(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Any =
     return _inner(outcome.graph, example_inputs, chosen, **kwargs)
 
 
-def _inner(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, **kwargs: Any) -> Callable[..., Any]:
+def _inner(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, **kwargs: Any
+) -> Callable[..., Any]:
     """The inner compiler's callable for ``gm``."""
     if options.inner == "inductor":
         from torch._inductor.compile_fx import compile_fx
 
-        return compile_fx(gm, list(example_inputs), config_patches=dict(options.inductor) or None)
+        inductor: Any = compile_fx
+        return inductor(gm, list(example_inputs), config_patches=dict(options.inductor) or None)  # type: ignore[no-any-return]
     from torch._dynamo.backends.registry import lookup_backend
 
-    return lookup_backend(options.inner)(gm, list(example_inputs))  # type: ignore[no-any-return]
+    compiled: Any = lookup_backend(options.inner)(gm, list(example_inputs))
+    return compiled  # type: ignore[no-any-return]
 
 
 def explain_backend(
@@ -135,11 +141,15 @@ def transform(gm: fx.GraphModule, options: Options, build: bool) -> Outcome:
     return _nested(graph, gm, options, build, reports)
 
 
-def _nested(graph: fx.GraphModule, original: fx.GraphModule, options: Options, build: bool, reports: list[LoopReport]) -> Outcome:
+def _nested(
+    graph: fx.GraphModule, original: fx.GraphModule, options: Options, build: bool, reports: list[LoopReport]
+) -> Outcome:
     """Also transform the graphs that higher-order operators call."""
     changed: dict[str, fx.GraphModule] = {}
     for node in original.graph.nodes:
-        inner = getattr(original, node.target, None) if node.op == "get_attr" and "." not in node.target else None
+        inner = (
+            getattr(original, node.target, None) if node.op == "get_attr" and "." not in node.target else None
+        )
         if isinstance(inner, fx.GraphModule) and not _is_combine(node):
             outcome = transform(inner, options, build)
             reports.extend(outcome.loops)
@@ -212,7 +222,7 @@ def _autocast(loop: Loop, gm: fx.GraphModule) -> contextlib.AbstractContextManag
 def _steps(loop: Loop) -> int:
     if isinstance(loop.steps, int):
         return loop.steps
-    value = loop.steps.meta.get("example_value")
+    value: Any = loop.steps.meta.get("example_value")
     return int(value.node.hint) if isinstance(value, torch.SymInt) else int(value)
 
 
@@ -224,7 +234,7 @@ def _kernels(fused: Fused, build: bool) -> tuple[tuple[str, str, str], ...]:
     if build:
         key = fused.key
         with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
-            sources = list(pool.map(lambda kernel: prepare(kernel, key).source, jobs.values()))
+            sources = list(pool.map(lambda role: prepare(jobs[role], key, role).source, jobs))
     else:
         sources = [emit(kernel, compiler().isa) for kernel in jobs.values()]
     return tuple((kernel_name(fused.key, role), "cpp", s) for role, s in zip(jobs, sources, strict=True))

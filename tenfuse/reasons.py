@@ -60,51 +60,111 @@ def codes() -> tuple[Code, ...]:
 
 
 # capture
-NOT_AFFINE = _code("TF101", "an index does not move by a constant amount from step to step",
-                   "index the time axis with an affine function of the loop variable")
-ODD_STEP = _code("TF102", "a step in the middle of the loop differs from its neighbours",
-                 "move the odd step out of the loop, or select with torch.where")
-ALIASED_WRITE = _code("TF103", "a tensor is written in place through an alias that the loop also reads",
-                      "write into a fresh tensor, or build the result by appending and torch.stack")
-OWN_PARAMETERS = _code("TF104", "every step uses parameters of its own: this is depth, not time",
-                       "nothing to do: layers are compiled by the inner compiler")
-GROWING = _code("TF105", "a slice grows from step to step",
-                "read a fixed-size window, or keep the running result in a carry")
-UNPROVED = _code("TF106", "unrolling the rolled loop again did not give the same graph",
-                 "please report this loop; it was left untouched")
-BUFFER_READ = _code("TF107", "a buffer is read at an index that is not a fixed number of steps from the one written",
-                    "read only what the previous step wrote, or keep it in a local variable")
-GRAPH_BREAK = _code("TF120", "the body breaks the graph, so Dynamo leaves the whole loop to Python",
-                    "replace the line that breaks it by tensor operations; TORCH_LOGS=graph_breaks shows more")
-FIXED_POINT = _code("TF108", "the steps take no input and leave no output of their own: this is an iteration, not time",
-                    "nothing to do: it is left to the inner compiler")
+NOT_AFFINE = _code(
+    "TF101",
+    "an index does not move by a constant amount from step to step",
+    "index the time axis with an affine function of the loop variable",
+)
+ODD_STEP = _code(
+    "TF102",
+    "a step in the middle of the loop differs from its neighbours",
+    "move the odd step out of the loop, or select with torch.where",
+)
+ALIASED_WRITE = _code(
+    "TF103",
+    "a tensor is written in place through an alias that the loop also reads",
+    "write into a fresh tensor, or build the result by appending and torch.stack",
+)
+OWN_PARAMETERS = _code(
+    "TF104",
+    "every step uses parameters of its own: this is depth, not time",
+    "nothing to do: layers are compiled by the inner compiler",
+)
+GROWING = _code(
+    "TF105",
+    "a slice grows from step to step",
+    "read a fixed-size window, or keep the running result in a carry",
+)
+UNPROVED = _code(
+    "TF106",
+    "unrolling the rolled loop again did not give the same graph",
+    "please report this loop; it was left untouched",
+)
+BUFFER_READ = _code(
+    "TF107",
+    "a buffer is read at an index that is not a fixed number of steps from the one written",
+    "read only what the previous step wrote, or keep it in a local variable",
+)
+GRAPH_BREAK = _code(
+    "TF120",
+    "the body breaks the graph, so Dynamo leaves the whole loop to Python",
+    "replace the line that breaks it by tensor operations; TORCH_LOGS=graph_breaks shows more",
+)
+FIXED_POINT = _code(
+    "TF108",
+    "the steps take no input and leave no output of their own: this is an iteration, not time",
+    "nothing to do: it is left to the inner compiler",
+)
 # step
-RANDOM = _code("TF201", "the body draws random numbers, whose order a fused loop would change",
-               "draw the noise for all steps before the loop")
-UNSUPPORTED_OP = _code("TF202", "an operation on the state has no rule over named axes",
-                       "move it out of the loop if it does not depend on the state")
-CARRY_CHANGES = _code("TF203", "the state changes its shape, dtype or device from step to step",
-                      "keep the state's shape, dtype and device fixed through the loop")
-AXES = _code("TF204", "the axes of two operands on the state's path cannot be aligned",
-             "write the step with einsum or with explicit dimensions")
-NOT_BATCHABLE = _code("TF205", "a state-free part of the body cannot be batched over time",
-                      "compute it for all steps before the loop")
-DTYPE = _code("TF206", "the state has a dtype without a kernel",
-              "use float32, float64, bfloat16, float16, complex64 or complex128")
-SIDE_EFFECT = _code("TF207", "the body has a side effect besides its tensors",
-                    "keep the loop body free of side effects")
+RANDOM = _code(
+    "TF201",
+    "the body draws random numbers, whose order a fused loop would change",
+    "draw the noise for all steps before the loop",
+)
+UNSUPPORTED_OP = _code(
+    "TF202",
+    "an operation on the state has no rule over named axes",
+    "move it out of the loop if it does not depend on the state",
+)
+CARRY_CHANGES = _code(
+    "TF203",
+    "the state changes its shape, dtype or device from step to step",
+    "keep the state's shape, dtype and device fixed through the loop",
+)
+AXES = _code(
+    "TF204",
+    "the axes of two operands on the state's path cannot be aligned",
+    "write the step with einsum or with explicit dimensions",
+)
+NOT_BATCHABLE = _code(
+    "TF205",
+    "a state-free part of the body cannot be batched over time",
+    "compute it for all steps before the loop",
+)
+DTYPE = _code(
+    "TF206",
+    "the state has a dtype without a kernel",
+    "use float32, float64, bfloat16, float16, complex64 or complex128",
+)
+SIDE_EFFECT = _code(
+    "TF207", "the body has a side effect besides its tensors", "keep the loop body free of side effects"
+)
 # plan
-TOO_LARGE = _code("TF301", "the state of one task does not fit on chip",
-                  "split the state over more heads, or make it smaller")
-DEVICE = _code("TF302", "there is no target for this device",
-               "move the model to the CPU, or to a GPU with target='triton'")
-TOO_SHORT = _code("TF303", "the loop has too few steps to be worth a kernel",
-                  "nothing to do: short loops are left to the inner compiler")
+TOO_LARGE = _code(
+    "TF301",
+    "the state of one task does not fit on chip",
+    "split the state over more heads, or make it smaller",
+)
+DEVICE = _code(
+    "TF302",
+    "there is no target for this device",
+    "move the model to the CPU, or to a GPU with target='triton'",
+)
+TOO_SHORT = _code(
+    "TF303",
+    "the loop has too few steps to be worth a kernel",
+    "nothing to do: short loops are left to the inner compiler",
+)
 # emit and runtime
-NO_COMPILER = _code("TF401", "no C++ compiler was found",
-                    "install g++ or clang++, or set CXX to one")
-COMPILE_FAILED = _code("TF402", "the C++ compiler rejected a generated kernel",
-                       "please report this loop; `tenfuse doctor` shows the compiler")
+NO_COMPILER = _code("TF401", "no C++ compiler was found", "install g++ or clang++, or set CXX to one")
+COMPILE_FAILED = _code(
+    "TF402",
+    "the C++ compiler rejected a generated kernel",
+    "please report this loop; `tenfuse doctor` shows the compiler",
+)
 # faults
-INTERNAL = _code("TF901", "tenfuse failed inside; the graph was left to the inner compiler",
-                 "please report this; options={'strict': True} shows the traceback")
+INTERNAL = _code(
+    "TF901",
+    "tenfuse failed inside; the graph was left to the inner compiler",
+    "please report this; options={'strict': True} shows the traceback",
+)

@@ -27,8 +27,8 @@ CHUNK = 64
 """Steps between saved states unless the user says otherwise."""
 
 NAMES = {
-    torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16", torch.bool: "bool",
-    torch.complex64: "f32", torch.complex128: "f64",
+    torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16",
+    torch.bool: "bool", torch.complex64: "f32", torch.complex128: "f64",
 }  # fmt: skip
 
 Extent = int | tuple[AxisName, int]
@@ -149,7 +149,9 @@ def plan(
     turned into positions in ``examples``.
     """
     carries, streams, invariants, outs = places
-    compute = "f64" if any(NAMES.get(t.dtype) == "f64" for t in (*examples.carries, *examples.exports)) else "f32"
+    compute = (
+        "f64" if any(NAMES.get(t.dtype) == "f64" for t in (*examples.carries, *examples.exports)) else "f32"
+    )
     lead = _memory_lead(examples.streams)
     exports = tuple(
         Layout(_extents(t, [p for p in outs if p.source == i], program), t.dtype, min(lead, t.dim()))
@@ -169,7 +171,8 @@ def plan(
         if back.needs_states:
             saving = Kernel(program, operands.forward(True), compute, reverse, chunk)
         covered = tuple(
-            sum(_numel(program, p) for p in streams if p.source == i) >= _step_numel(t) * (2 if t.is_complex() else 1)
+            sum(_numel(program, p) for p in streams if p.source == i)
+            >= _step_numel(t) * (2 if t.is_complex() else 1)
             for i, t in enumerate(examples.streams)
         )
         backward = Backward(kernel, back, covered)
@@ -192,7 +195,11 @@ def _memory_lead(streams: Sequence[torch.Tensor]) -> int:
     if not streams:
         return 0
     big = max(streams, key=lambda t: math.prod(hint(s) for s in t.shape))
-    return sum(hint(s) > hint(big.stride(0)) for s, n in zip(big.stride()[1:], big.shape[1:], strict=True) if hint(n) > 1)
+    return sum(
+        hint(s) > hint(big.stride(0))
+        for s, n in zip(big.stride()[1:], big.shape[1:], strict=True)
+        if hint(n) > 1
+    )
 
 
 def _extents(tensor: torch.Tensor, places: list[Placed], program: StepProgram) -> tuple[Extent, ...]:
@@ -202,12 +209,16 @@ def _extents(tensor: torch.Tensor, places: list[Placed], program: StepProgram) -
             found.append(size)
             continue
         view = places[0].view
-        axis, (_, unit) = next((a, p) for a, p in zip(view.axes, view.dims, strict=True) if p[0] == d and a in program.dynamic)
+        axis, (_, unit) = next(
+            (a, p) for a, p in zip(view.axes, view.dims, strict=True) if p[0] == d and a in program.dynamic
+        )
         found.append((axis, unit))
     return tuple(found)
 
 
-def _dynamic(program: StepProgram, *groups: tuple[Placed, ...]) -> tuple[tuple[AxisName, tuple[str, int, int, int]], ...]:
+def _dynamic(
+    program: StepProgram, *groups: tuple[Placed, ...]
+) -> tuple[tuple[AxisName, tuple[str, int, int, int]], ...]:
     found: dict[AxisName, tuple[str, int, int, int]] = {}
     for name, places in zip(("carries", "streams", "invariants"), groups, strict=True):
         for place in places:
@@ -220,7 +231,9 @@ def _dynamic(program: StepProgram, *groups: tuple[Placed, ...]) -> tuple[tuple[A
 class _Operands:
     """The operand lists of the kernels of one loop."""
 
-    def __init__(self, program: StepProgram, places: Any, examples: Examples, exports: tuple[Layout, ...], compute: str) -> None:
+    def __init__(
+        self, program: StepProgram, places: Any, examples: Examples, exports: tuple[Layout, ...], compute: str
+    ) -> None:
         self.program, self.examples, self.compute = program, examples, compute
         self.carries, self.streams, self.invariants, self.outs = places
         self.exports = exports
@@ -235,7 +248,13 @@ class _Operands:
                 axes.setdefault(i, names)
         lead = 1 if kind == "stream" else 0
         return [
-            Operand(role, i, dtype_name(tensors[places[i].source].dtype), names, self._renamed(unit_axis(tensors[places[i].source], places[i].view, lead), places[i], names))
+            Operand(
+                role,
+                i,
+                dtype_name(tensors[places[i].source].dtype),
+                names,
+                self._renamed(unit_axis(tensors[places[i].source], places[i].view, lead), places[i], names),
+            )
             for i, names in sorted(axes.items())
             if i < count
         ]
@@ -250,7 +269,9 @@ class _Operands:
         if place.view.part is not None or layout.lead >= len(layout.shape):
             return None
         last = len(layout.shape) - 1
-        return next((a for a, p in zip(place.view.axes, place.view.dims, strict=True) if p == (last, 1)), None)
+        return next(
+            (a for a, p in zip(place.view.axes, place.view.dims, strict=True) if p == (last, 1)), None
+        )
 
     def _carry_unit(self, i: int, axes: tuple[AxisName, ...]) -> AxisName | None:
         """Of a contiguous tensor shaped like carry ``i``."""
@@ -265,12 +286,22 @@ class _Operands:
         for i, carry in enumerate(program.carries):
             tensor = self.examples.carries[self.carries[i].source]
             unit = unit_axis(tensor, self.carries[i].view, 0)
-            found.append(Operand("init", i, dtype_name(tensor.dtype), carry.axes, self._renamed(unit, self.carries[i], carry.axes)))
+            found.append(
+                Operand(
+                    "init",
+                    i,
+                    dtype_name(tensor.dtype),
+                    carry.axes,
+                    self._renamed(unit, self.carries[i], carry.axes),
+                )
+            )
         found += self._entering("stream", "stream", [program], len(self.streams))
         found += self._entering("constant", "invariant", [program], len(self.invariants))
         for i, carry in enumerate(program.carries):
             tensor = self.examples.carries[self.carries[i].source]
-            found.append(Operand("final", i, dtype_name(tensor.dtype), carry.axes, self._carry_unit(i, carry.axes)))
+            found.append(
+                Operand("final", i, dtype_name(tensor.dtype), carry.axes, self._carry_unit(i, carry.axes))
+            )
         for j, out in enumerate(program.outs):
             layout = self.exports[self.outs[j].source]
             found.append(Operand("out", j, dtype_name(layout.dtype), out.axes, self._export_unit(j)))
@@ -292,7 +323,9 @@ class _Operands:
         found: list[Operand] = []
         for i, carry in enumerate(program.carries):
             tensor = self.examples.carries[self.carries[i].source]
-            found.append(Operand("init", i, dtype_name(tensor.dtype), carry.axes, self._carry_unit(i, carry.axes)))
+            found.append(
+                Operand("init", i, dtype_name(tensor.dtype), carry.axes, self._carry_unit(i, carry.axes))
+            )
         found += self._entering("stream", "stream", both, count)
         for i, names in program.inputs("stream").items():
             if i >= count:
@@ -304,7 +337,15 @@ class _Operands:
             found += self._saves()
         for i, carry in enumerate(program.carries):
             tensor = self.examples.carries[self.carries[i].source]
-            found.append(Operand("final", i, dtype_name(tensor.dtype), carry.next_axes, self._carry_unit(i, carry.next_axes)))
+            found.append(
+                Operand(
+                    "final",
+                    i,
+                    dtype_name(tensor.dtype),
+                    carry.next_axes,
+                    self._carry_unit(i, carry.next_axes),
+                )
+            )
         found += self._gradients(back)
         if recompute is None:
             return Kernel(program, tuple(found), self.compute, not reverse)

@@ -69,7 +69,9 @@ class _Runner:
         env = dict(env)
         for node in self.order:
             if node in chosen and node not in env:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n] if n in env else n.meta["val"])
+                args, kwargs = fx.map_arg(
+                    (node.args, node.kwargs), lambda n: env[n] if n in env else n.meta["val"]
+                )
                 env[node] = _outside(node.target)(*args, **kwargs)
         return env
 
@@ -98,7 +100,9 @@ def requires_grad(step: Aten, leaves: dict[fx.Node, bool]) -> dict[fx.Node, bool
     return found
 
 
-def assemble(loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int | str) -> Fused:
+def assemble(
+    loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int | str
+) -> Fused:
     """The graph that replaces ``loop``; ``grads`` says whether gradients may flow at all."""
     maker = _Assembly(loop, step, parts, core, grads, CHUNK if chunk == "auto" else int(chunk))
     try:
@@ -106,11 +110,15 @@ def assemble(loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: b
     except Refused:
         raise
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        raise refuse(NOT_BATCHABLE, f"batching the body over time failed: {str(error).splitlines()[0]}") from error
+        raise refuse(
+            NOT_BATCHABLE, f"batching the body over time failed: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class _Assembly:
-    def __init__(self, loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int) -> None:
+    def __init__(
+        self, loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int
+    ) -> None:
         self.loop, self.step, self.parts, self.core, self.chunk = loop, step, parts, core, chunk
         self.runner = _Runner(step.graph)
         self.plan: LoopPlan | None = None
@@ -139,7 +147,9 @@ class _Assembly:
         changed = True
         while changed:
             marks = requires_grad(self.step, found)
-            fed = [n for i, n in zip(self.step.live, self.step.carries, strict=True) if marks[self.step.nexts[i]]]
+            fed = [
+                n for i, n in zip(self.step.live, self.step.carries, strict=True) if marks[self.step.nexts[i]]
+            ]
             changed = any(not found[n] for n in fed)
             found |= {n: True for n in fed}
         return found
@@ -193,10 +203,16 @@ class _Assembly:
         ys = [self._stack(y, env, stacked, steps) for y in self.step.ys]
         return [*(self._final(i, finals, env, stacked, steps) for i in range(len(self.loop.carries))), *ys]
 
-    def _before(self, static: dict[fx.Node, Any], streams: dict[fx.Node, torch.Tensor]) -> dict[fx.Node, torch.Tensor]:
+    def _before(
+        self, static: dict[fx.Node, Any], streams: dict[fx.Node, torch.Tensor]
+    ) -> dict[fx.Node, torch.Tensor]:
         """State-free values at every step that something later needs."""
         graph, dependent = self.step.graph, self.parts.dependent
-        roots = {*self.parts.inputs, *self._results(), *(a for n in self._after_nodes() for a in n.all_input_nodes)}
+        roots = {
+            *self.parts.inputs,
+            *self._results(),
+            *(a for n in self._after_nodes() for a in n.all_input_nodes),
+        }
         roots = {n for n in roots if n not in dependent and n not in static and n not in streams}
         roots = {n for n in roots if isinstance(n.meta.get("val"), torch.Tensor)}
         if not roots:
@@ -220,14 +236,20 @@ class _Assembly:
             node = reach.pop()
             if node not in seen:
                 seen.add(node)
-                reach += [a for a in node.all_input_nodes if a in self.parts.dependent and a not in self.parts.exports]
+                reach += [
+                    a
+                    for a in node.all_input_nodes
+                    if a in self.parts.dependent and a not in self.parts.exports
+                ]
         return [n for n in self.step.graph.nodes if n in seen]
 
     def _results(self) -> list[fx.Node]:
         live = set(self.step.live)
         return [*self.step.ys, *(n for i, n in enumerate(self.step.nexts) if i not in live)]
 
-    def _after(self, static: dict[fx.Node, Any], stacked: dict[fx.Node, torch.Tensor]) -> dict[fx.Node, torch.Tensor]:
+    def _after(
+        self, static: dict[fx.Node, Any], stacked: dict[fx.Node, torch.Tensor]
+    ) -> dict[fx.Node, torch.Tensor]:
         nodes = self._after_nodes()
         if not nodes:
             return {}
@@ -242,7 +264,11 @@ class _Assembly:
         return dict(zip(order, results, strict=True))
 
     def _kernel(
-        self, static: dict[fx.Node, Any], stacked: dict[fx.Node, torch.Tensor], inits: Sequence[torch.Tensor], steps: Any
+        self,
+        static: dict[fx.Node, Any],
+        stacked: dict[fx.Node, torch.Tensor],
+        inits: Sequence[torch.Tensor],
+        steps: Any,
     ) -> tuple[dict[int, torch.Tensor], dict[fx.Node, torch.Tensor]]:
         assert self.core is not None
         core, live = self.core, list(self.step.live)
@@ -270,13 +296,20 @@ class _Assembly:
         finals = dict(zip(live, found[: len(inits)], strict=True))
         return finals, dict(zip(export_nodes, found[len(inits) : len(inits) + len(exports)], strict=True))
 
-    def _stack(self, node: fx.Node, static: dict[fx.Node, Any], stacked: dict[fx.Node, torch.Tensor], steps: Any) -> torch.Tensor:
+    def _stack(
+        self, node: fx.Node, static: dict[fx.Node, Any], stacked: dict[fx.Node, torch.Tensor], steps: Any
+    ) -> torch.Tensor:
         if node in stacked:
             return stacked[node]
         return static[node].expand([steps, *static[node].shape])  # type: ignore[no-any-return]
 
     def _final(
-        self, i: int, finals: dict[int, torch.Tensor], static: dict[fx.Node, Any], stacked: dict[fx.Node, torch.Tensor], steps: Any
+        self,
+        i: int,
+        finals: dict[int, torch.Tensor],
+        static: dict[fx.Node, Any],
+        stacked: dict[fx.Node, torch.Tensor],
+        steps: Any,
     ) -> torch.Tensor:
         if i in finals:
             return finals[i]

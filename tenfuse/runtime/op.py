@@ -25,9 +25,8 @@ from tenfuse.step.program import AxisName
 from tenfuse.step.reader import Placed
 
 _plans: dict[str, LoopPlan] = {}
-_launchers: dict[tuple[str, bool, bool, int], Launcher] = {}
-"""By plan, and by which of the plan's kernels: an adjoint that recomputes nothing differs
-from the forward in its direction only."""
+_launchers: dict[tuple[str, str, int], Launcher] = {}
+"""By plan, role and steps between saved states: what tells a plan's kernels apart."""
 _lock = threading.Lock()
 launches: Counter[str] = Counter()
 """Launches of every kernel by its name."""
@@ -44,9 +43,9 @@ def kernel_name(key: str, role: str) -> str:
     return f"loop_{key[:12]}_{role}"
 
 
-def prepare(kernel: Kernel, key: str) -> Launcher:
+def prepare(kernel: Kernel, key: str, role: str) -> Launcher:
     """Compile ``kernel`` (once); refuses when there is no compiler or it fails."""
-    which = (key, kernel.backward, kernel.reverse, kernel.checkpoint)
+    which = (key, role, kernel.checkpoint)
     with _lock:
         found = _launchers.get(which)
     if found is None:
@@ -76,7 +75,7 @@ def _view(tensor: torch.Tensor, place: Placed, sizes: dict[AxisName, Any], lead:
     """The tensor seen with the axes of ``place``, after ``lead`` dimensions of its own."""
     view = place.view
     if view.part is not None:
-        tensor = torch.view_as_real(tensor)[..., view.part]
+        tensor = torch.view_as_real(tensor.resolve_conj())[..., view.part]
     offset = tensor.storage_offset() + sum(n * tensor.stride(d + lead) for d, n in view.offset)
     return tensor.as_strided(
         [*tensor.shape[:lead], *(sizes[a] for a in view.axes)],
@@ -100,7 +99,11 @@ def _chunks(plan: LoopPlan, steps: Any) -> Any:
 
 
 def _allocate(
-    plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]], steps: Any, save: bool, sizes: dict[AxisName, Any]
+    plan: LoopPlan,
+    groups: dict[str, Sequence[torch.Tensor]],
+    steps: Any,
+    save: bool,
+    sizes: dict[AxisName, Any],
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     """Empty finals, exports and saved states."""
     like = (*groups["carries"], *groups["streams"])[0]
@@ -116,11 +119,10 @@ def _allocate(
     return finals, exports, saves
 
 
-
-
 _LIB = torch.library.Library("tenfuse", "FRAGMENT")
 _LIB.define(
-    "loop(Tensor[] carries, Tensor[] streams, Tensor[] invariants, SymInt steps, str key, bool save) -> Tensor[]"
+    "loop(Tensor[] carries, Tensor[] streams, Tensor[] invariants, SymInt steps, str key, bool save)"
+    " -> Tensor[]"
 )
 _LIB.define(
     "loop_backward(Tensor[] grads, Tensor[] carries, Tensor[] streams, Tensor[] invariants, Tensor[] saves,"
@@ -134,13 +136,22 @@ def _groups(carries: Any, streams: Any, invariants: Any) -> dict[str, Sequence[t
 
 def _plan(key: str) -> LoopPlan:
     if key not in _plans:
-        raise RuntimeError(f"tenfuse: the loop {key[:12]} was compiled in another process; compile the model again")
+        raise RuntimeError(
+            f"tenfuse: the loop {key[:12]} was compiled in another process; compile the model again"
+        )
     return _plans[key]
 
 
-def _run(kernel: Kernel, key: str, role: str, bound: dict[tuple[str, int], torch.Tensor], steps: int, dynamic: dict[AxisName, int]) -> None:
+def _run(
+    kernel: Kernel,
+    key: str,
+    role: str,
+    bound: dict[tuple[str, int], torch.Tensor],
+    steps: int,
+    dynamic: dict[AxisName, int],
+) -> None:
     tensors = [bound[o.role, o.index] for o in kernel.operands]
-    prepare(kernel, key)(tensors, steps, dynamic)
+    prepare(kernel, key, role)(tensors, steps, dynamic)
     launches[kernel_name(key, role)] += 1
     counters["tenfuse"]["launches"] += 1
 
@@ -150,14 +161,23 @@ def _dynamic_names(kernel: Kernel, dynamic: dict[AxisName, Any]) -> dict[AxisNam
     return {a: dynamic[a.rstrip("'")] for a in names}
 
 
-def _enter(plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]], sizes: dict[AxisName, Any]) -> dict[tuple[str, int], torch.Tensor]:
+def _enter(
+    plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]], sizes: dict[AxisName, Any]
+) -> dict[tuple[str, int], torch.Tensor]:
     """Streams and invariants as the kernels see them."""
-    bound = {("stream", i): _view(groups["streams"][p.source], p, sizes, 1) for i, p in enumerate(plan.streams)}
-    bound |= {("constant", i): _view(groups["invariants"][p.source], p, sizes, 0) for i, p in enumerate(plan.invariants)}
+    bound = {
+        ("stream", i): _view(groups["streams"][p.source], p, sizes, 1) for i, p in enumerate(plan.streams)
+    }
+    bound |= {
+        ("constant", i): _view(groups["invariants"][p.source], p, sizes, 0)
+        for i, p in enumerate(plan.invariants)
+    }
     return bound
 
 
-def _loop(carries: Any, streams: Any, invariants: Any, steps: int, key: str, save: bool) -> list[torch.Tensor]:
+def _loop(
+    carries: Any, streams: Any, invariants: Any, steps: int, key: str, save: bool
+) -> list[torch.Tensor]:
     plan, groups = _plan(key), _groups(carries, streams, invariants)
     dynamic = _sizes(plan, groups)
     sizes = _all_sizes(plan, dynamic)
@@ -172,14 +192,18 @@ def _loop(carries: Any, streams: Any, invariants: Any, steps: int, key: str, sav
     return [*finals, *exports, *saves]
 
 
-def _loop_fake(carries: Any, streams: Any, invariants: Any, steps: Any, key: str, save: bool) -> list[torch.Tensor]:
+def _loop_fake(
+    carries: Any, streams: Any, invariants: Any, steps: Any, key: str, save: bool
+) -> list[torch.Tensor]:
     plan, groups = _plan(key), _groups(carries, streams, invariants)
     sizes = _all_sizes(plan, _sizes(plan, groups))
     finals, exports, saves = _allocate(plan, groups, steps, save, sizes)
     return [*finals, *exports, *saves]
 
 
-def _gradients(plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]]) -> tuple[list[Any], list[Any], list[Any]]:
+def _gradients(
+    plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]]
+) -> tuple[list[Any], list[Any], list[Any]]:
     """Tensors for the gradients that are wanted, in the order the operator returns them."""
     assert plan.backward is not None
     carries = [torch.empty_like(c, memory_format=torch.contiguous_format) for c in groups["carries"]]
@@ -207,7 +231,8 @@ def _loop_backward(
     finals, exports = grads[: len(carries)], grads[len(carries) :]
     bound |= {("init", i): _view(finals[p.source], p, sizes, 0) for i, p in enumerate(plan.carries)}
     bound |= {
-        ("stream", len(plan.streams) + j): _view(exports[p.source], p, sizes, 1) for j, p in enumerate(plan.outs)
+        ("stream", len(plan.streams) + j): _view(exports[p.source], p, sizes, 1)
+        for j, p in enumerate(plan.outs)
     }
     bound |= {("save", i): x for i, x in enumerate(saves)}
     bound |= {("final", i): _view(out_carries[p.source], p, sizes, 0) for i, p in enumerate(plan.carries)}
@@ -230,13 +255,19 @@ def _loop_backward(
     return [g for g in (*out_carries, *out_streams, *out_invariants) if g is not None]
 
 
-def _term(plan: LoopPlan, term: Any, bound: dict[tuple[str, int], torch.Tensor], own: tuple[AxisName, ...]) -> torch.Tensor:
+def _term(
+    plan: LoopPlan, term: Any, bound: dict[tuple[str, int], torch.Tensor], own: tuple[AxisName, ...]
+) -> torch.Tensor:
     """One contribution to an invariant's gradient, over the invariant's axes."""
     assert plan.backward is not None
     outs = plan.backward.adjoint.program.outs
     if isinstance(term, Summed):
         axes = outs[term.out].axes
-        return bound["out", term.out].sum([n for n, a in enumerate(axes) if a not in own]) if len(axes) > len(own) else bound["out", term.out]
+        return (
+            bound["out", term.out].sum([n for n, a in enumerate(axes) if a not in own])
+            if len(axes) > len(own)
+            else bound["out", term.out]
+        )
     left, right = outs[term.left].axes, outs[term.right].axes
     letters = {a: n + 1 for n, a in enumerate(dict.fromkeys((*left, *right, *own)))}
     return torch.einsum(
@@ -255,19 +286,18 @@ def _loop_backward_fake(
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     carries, streams, invariants, steps, key, save = inputs
-    plan = _plan(key)
-    saved = output[len(carries) + len(plan.exports) :]
+    results = len(carries) + len(_plan(key).exports)
     ctx.counts = (len(carries), len(streams), len(invariants))
     ctx.steps, ctx.key, ctx.save = steps, key, save
-    ctx.shapes = output[: len(carries) + len(plan.exports)]
-    ctx.save_for_backward(*carries, *streams, *invariants, *saved)
-    ctx.likes = [(o.shape, o.dtype, o.device) for o in ctx.shapes]
-    del ctx.shapes
+    ctx.likes = [(o.shape, o.dtype, o.device) for o in output[:results]]
+    ctx.save_for_backward(*carries, *streams, *invariants, *output[results:])
 
 
 def _derivative(ctx: Any, grads: Any) -> Any:
     if not ctx.save:
-        raise RuntimeError("tenfuse: this loop was compiled without gradients; compile it where gradients are on")
+        raise RuntimeError(
+            "tenfuse: this loop was compiled without gradients; compile it where gradients are on"
+        )
     plan = _plan(ctx.key)
     a, b, c = ctx.counts
     tensors = ctx.saved_tensors

@@ -77,7 +77,9 @@ class _Sweep:
         self.program, self.build = program, Builder()
         self.axes = program.axes_of()
         self.first = {
-            (kind, i): axes for kind in ("carry", "stream", "invariant") for i, axes in program.inputs(kind).items()
+            (kind, i): axes
+            for kind in ("carry", "stream", "invariant")
+            for i, axes in program.inputs(kind).items()
         }
         self.first |= {("carry", i): c.axes for i, c in enumerate(program.carries)}
         self.forward: list[Ref] = []
@@ -256,7 +258,9 @@ def _output(build: Builder, outs: list[OutSpec], ref: Ref) -> int:
 def _program(
     program: StepProgram, build: Builder, carries: tuple[CarrySpec, ...], outs: list[OutSpec]
 ) -> StepProgram:
-    names = {a for axes in build.axes for a in axes} | {a for n in build.nodes if isinstance(n, Contract) for a in n.axes}
+    names = {a for axes in build.axes for a in axes} | {
+        a for n in build.nodes if isinstance(n, Contract) for a in n.axes
+    }
     sizes = {a: program.sizes[a.rstrip("'")] for a in sorted(names | set(program.sizes))}
     dynamic = frozenset(a for a in sizes if a.rstrip("'") in program.dynamic)
     return StepProgram(tuple(build.nodes), sizes, carries, tuple(outs), dynamic)

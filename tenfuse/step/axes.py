@@ -15,6 +15,7 @@ that have no common one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -109,7 +110,7 @@ class Axes:
         if isinstance(refinement, Split):
             return tuple(self.fresh(f"{axis}.{i}", s) for i, s in enumerate(refinement.sizes))
         ends = refinement.points
-        return tuple(self.fresh(f"{axis}[{a}:{b}]", b - a) for a, b in zip(ends, ends[1:], strict=False))
+        return tuple(self.fresh(f"{axis}[{a}:{b}]", b - a) for a, b in itertools.pairwise(ends))
 
     def leaves(self, dim: Iterable[AxisName]) -> Dim:
         """The axes of a dimension with splits resolved; cut axes stay whole, size 1 vanishes."""
@@ -201,7 +202,10 @@ class Axes:
         if not self.is_cut(x) and not self.is_cut(y):
             join(x, y)
             return
-        points = {*(self.cut_points(x) if self.is_cut(x) else ()), *(self.cut_points(y) if self.is_cut(y) else ())}
+        points = {
+            *(self.cut_points(x) if self.is_cut(x) else ()),
+            *(self.cut_points(y) if self.is_cut(y) else ()),
+        }
         self.cut(x, points)
         self.cut(y, points)
         for p, q in zip(self.parts(x), self.parts(y), strict=True):

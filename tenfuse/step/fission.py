@@ -106,7 +106,9 @@ def split(step: Aten) -> Fission:
 
 def _has_rule(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    if isinstance(value, torch.Tensor) and not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool):
+    if isinstance(value, torch.Tensor) and not (
+        value.is_floating_point() or value.is_complex() or value.dtype is torch.bool
+    ):
         return False
     return node.target in RULES or node.target in _FULL_SHAPE or "getitem" in str(node.target)
 
@@ -135,7 +137,9 @@ def _cut(
     for node in dependent:
         # An earlier value is a little dearer: at a tie the work moves into the kernel.
         if isinstance(node.meta.get("val"), torch.Tensor):
-            flow.add_edge((node, 0), (node, 1), capacity=weight(node) * 65536 + 65535 - min(place[node], 65535))
+            flow.add_edge(
+                (node, 0), (node, 1), capacity=weight(node) * 65536 + 65535 - min(place[node], 65535)
+            )
         else:
             flow.add_edge((node, 0), (node, 1))
     for node in core | set(step.carries):
@@ -153,7 +157,7 @@ def _cut(
     _, (near, _far) = nx.minimum_cut(flow, "kernel", "memory")
     taken = {n for n in after if (n, 0) in near}
     exports = [n for n in step.graph.nodes if (n, 0) in near and (n, 1) not in near]
-    return ancestors(exports, step.graph) & taken, exports
+    return set(ancestors(exports, step.graph)) & taken, exports
 
 
 def _absorb(
@@ -184,7 +188,9 @@ def _absorb(
             return mine
         # What is the same at every step stays in the cache.
         smaller = sum(weight(b) for b in below if b not in static) * 4 < weight(node) * 3
-        pointwise = tuple(node.meta["val"].shape) == torch.broadcast_shapes(*(a.meta["val"].shape for a in args))
+        pointwise = tuple(node.meta["val"].shape) == torch.broadcast_shapes(
+            *(a.meta["val"].shape for a in args)
+        )
         return below if smaller and pointwise else mine
 
     found: set[fx.Node] = set()

@@ -123,16 +123,36 @@ FUNCTIONS: dict[str, Function] = {
     "exp2": Function(1, torch.exp2, _times(lambda b, x, y, i: b.call("mul", y, b.const(math.log(2.0))))),
     "expm1": Function(1, torch.expm1, _times(lambda b, x, y, i: b.call("add", y, b.const(1.0)))),
     "log": Function(1, torch.log, lambda b, g, x, y, i: b.call("div", g, x[0])),
-    "log2": Function(1, torch.log2, lambda b, g, x, y, i: b.call("div", g, b.call("mul", x[0], b.const(math.log(2.0))))),
-    "log1p": Function(1, torch.log1p, lambda b, g, x, y, i: b.call("div", g, b.call("add", x[0], b.const(1.0)))),
+    "log2": Function(
+        1, torch.log2, lambda b, g, x, y, i: b.call("div", g, b.call("mul", x[0], b.const(math.log(2.0))))
+    ),
+    "log1p": Function(
+        1, torch.log1p, lambda b, g, x, y, i: b.call("div", g, b.call("add", x[0], b.const(1.0)))
+    ),
     "sqrt": Function(1, torch.sqrt, lambda b, g, x, y, i: b.call("div", g, b.call("mul", y, b.const(2.0)))),
-    "rsqrt": Function(1, torch.rsqrt, _times(lambda b, x, y, i: b.call("mul", b.const(-0.5), b.call("mul", y, _square(b, y))))),
+    "rsqrt": Function(
+        1,
+        torch.rsqrt,
+        _times(lambda b, x, y, i: b.call("mul", b.const(-0.5), b.call("mul", y, _square(b, y)))),
+    ),
     "sin": Function(1, torch.sin, _times(lambda b, x, y, i: b.call("cos", x[0]))),
     "cos": Function(1, torch.cos, _times(lambda b, x, y, i: b.call("neg", b.call("sin", x[0])))),
     "tanh": Function(1, torch.tanh, _times(lambda b, x, y, i: b.call("sub", b.const(1.0), _square(b, y)))),
-    "sigmoid": Function(1, torch.sigmoid, _times(lambda b, x, y, i: b.call("mul", y, b.call("sub", b.const(1.0), y)))),
-    "erf": Function(1, torch.erf, _times(lambda b, x, y, i: b.call("mul", b.const(2.0 / math.sqrt(math.pi)), b.call("exp", b.call("neg", _square(b, x[0])))))),
-    "atan": Function(1, torch.atan, lambda b, g, x, y, i: b.call("div", g, b.call("add", b.const(1.0), _square(b, x[0])))),
+    "sigmoid": Function(
+        1, torch.sigmoid, _times(lambda b, x, y, i: b.call("mul", y, b.call("sub", b.const(1.0), y)))
+    ),
+    "erf": Function(
+        1,
+        torch.erf,
+        _times(
+            lambda b, x, y, i: b.call(
+                "mul", b.const(2.0 / math.sqrt(math.pi)), b.call("exp", b.call("neg", _square(b, x[0])))
+            )
+        ),
+    ),
+    "atan": Function(
+        1, torch.atan, lambda b, g, x, y, i: b.call("div", g, b.call("add", b.const(1.0), _square(b, x[0])))
+    ),
     "atan2": Function(2, torch.atan2, _times(_atan2)),
     "pow": Function(2, torch.pow, _pow),
     "maximum": Function(2, torch.maximum, _extreme),
@@ -140,8 +160,14 @@ FUNCTIONS: dict[str, Function] = {
     "logaddexp": Function(2, torch.logaddexp, _times(_logaddexp)),
     "clamp_min": Function(2, torch.maximum, _clamp("ge", "lt")),
     "clamp_max": Function(2, torch.minimum, _clamp("le", "gt")),
-    "relu": Function(1, torch.relu, lambda b, g, x, y, i: b.call("where", b.call("gt", y, b.const(0.0)), g, b.const(0.0))),
-    "softplus": Function(1, lambda x: torch.logaddexp(x, torch.zeros_like(x)), _times(lambda b, x, y, i: b.call("sigmoid", x[0]))),
+    "relu": Function(
+        1, torch.relu, lambda b, g, x, y, i: b.call("where", b.call("gt", y, b.const(0.0)), g, b.const(0.0))
+    ),
+    "softplus": Function(
+        1,
+        lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+        _times(lambda b, x, y, i: b.call("sigmoid", x[0])),
+    ),
     "root": Function(1, torch.sqrt, _root),
     "where": Function(3, lambda c, a, b: torch.where(c != 0, a, b), _where),
     "lt": Function(2, _truth(torch.lt), _zero, "<", True),

@@ -6,13 +6,14 @@ This is the semantics every emitter is tested against, written for clarity, not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.program import AxisName, Const, Contract, Input, StepProgram
 
+_REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
 Named = tuple[torch.Tensor, tuple[AxisName, ...]]
 
 
@@ -52,7 +53,7 @@ def step(
         elif isinstance(node, Contract):
             tensor, own = values[node.arg]
             dims = [own.index(a) for a in sorted(node.axes)]
-            reduce = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}[node.op]
+            reduce: Callable[..., torch.Tensor] = _REDUCTIONS[node.op]
             values.append((reduce(tensor, dims), tuple(a for a in own if a not in node.axes)))
         else:
             axes = tuple(sorted({a for r in node.args for a in values[r][1]}))
@@ -94,7 +95,11 @@ def scan(
             shape = [program.sizes[a] for a in spec.axes]
             ys.append(sum(row, torch.zeros(shape, dtype=dtype)))
         else:
-            ys.append(torch.stack(row[::-1] if reverse else row) if row else torch.empty(0, *[program.sizes[a] for a in spec.axes]))
+            ys.append(
+                torch.stack(row[::-1] if reverse else row)
+                if row
+                else torch.empty(0, *[program.sizes[a] for a in spec.axes])
+            )
     return carries, ys
 
 

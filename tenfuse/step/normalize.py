@@ -30,6 +30,7 @@ from tenfuse.step.purify import purify
 
 aten = torch.ops.aten
 
+
 @torch.library.custom_op("tenfuse::cut", mutates_args=())
 def cut(x: torch.Tensor) -> torch.Tensor:
     """The identity, with derivative zero: ``Tensor.detach`` inside a loop body."""
@@ -129,7 +130,9 @@ def normalize(loop: Loop, autocast: contextlib.AbstractContextManager[Any] | Non
     except Refused:
         raise
     except Exception as error:
-        raise refuse(UNSUPPORTED_OP, f"the body could not be traced to ATen: {error}".splitlines()[0]) from error
+        raise refuse(
+            UNSUPPORTED_OP, f"the body could not be traced to ATen: {error}".splitlines()[0]
+        ) from error
     return _roles(loop, traced, tensor_at)
 
 
@@ -166,7 +169,9 @@ def _materialise_constants(traced: fx.GraphModule) -> None:
             continue
         value = getattr(traced, node.target)
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            raise refuse(UNSUPPORTED_OP, "the body holds a tensor constant; pass it in as a buffer", where(node))
+            raise refuse(
+                UNSUPPORTED_OP, "the body holds a tensor constant; pass it in as a buffer", where(node)
+            )
         with traced.graph.inserting_before(node):
             number = value.reshape(()).tolist()
             made = traced.graph.call_function(
@@ -193,5 +198,6 @@ def _same_kind(before: fx.Node | None, after: Any, name: str) -> None:
     if (a.dtype, a.device, tuple(a.shape)) != (b.dtype, b.device, tuple(b.shape)):
         raise refuse(
             CARRY_CHANGES,
-            f"carry {name} enters a step as {a.dtype} {tuple(a.shape)} and leaves it as {b.dtype} {tuple(b.shape)}",
+            f"carry {name} enters a step as {a.dtype} {tuple(a.shape)}"
+            f" and leaves it as {b.dtype} {tuple(b.shape)}",
         )

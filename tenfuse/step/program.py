@@ -149,7 +149,9 @@ class StepProgram:
                 mixing |= node.axes
             elif isinstance(node, Input) and node.kind in ("carry", "state"):
                 first = named.setdefault((node.kind, node.index), node.axes)
-                mixing |= {a for pair in zip(first, node.axes, strict=True) if len(set(pair)) > 1 for a in pair}
+                mixing |= {
+                    a for pair in zip(first, node.axes, strict=True) if len(set(pair)) > 1 for a in pair
+                }
         for carry in self.carries:
             for before, after in zip(carry.axes, carry.next_axes, strict=True):
                 if before != after:
@@ -177,7 +179,9 @@ def validate(program: StepProgram) -> None:
     for carry in program.carries:
         if len(carry.axes) != len(carry.next_axes) or not axes[carry.next] <= set(carry.next_axes):
             raise ValueError(f"a carry's update has axes the carry lacks: {carry}")
-        if any(program.sizes[a] != program.sizes[b] for a, b in zip(carry.axes, carry.next_axes, strict=True)):
+        if any(
+            program.sizes[a] != program.sizes[b] for a, b in zip(carry.axes, carry.next_axes, strict=True)
+        ):
             raise ValueError(f"a carry changes its size: {carry}")
     for out in program.outs:
         if not axes[out.ref] <= set(out.axes) or len(set(out.axes)) != len(out.axes):

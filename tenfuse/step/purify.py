@@ -33,11 +33,18 @@ def purify(graph: fx.Graph) -> None:
         written = node.args[0]
         functional = _functional(node.target)
         shares = [n for n in graph.nodes if memory[n] is not None and memory[n] == memory.get(written)]
-        if functional is None or not isinstance(written, fx.Node) or any(n.op == "placeholder" for n in shares):
+        if (
+            functional is None
+            or not isinstance(written, fx.Node)
+            or any(n.op == "placeholder" for n in shares)
+        ):
             raise refuse(SIDE_EFFECT, f"the body mutates a tensor ({node.target})")
         stale = [n for n in shares if n not in (written, node) and order[n] < order[node]]
         if any(order[user] > order[node] for n in stale for user in n.users):
-            raise refuse(SIDE_EFFECT, f"the body mutates a tensor that it also reads under another name ({node.target})")
+            raise refuse(
+                SIDE_EFFECT,
+                f"the body mutates a tensor that it also reads under another name ({node.target})",
+            )
         with graph.inserting_before(node):
             pure = graph.call_function(functional, node.args, node.kwargs)
         pure.meta, order[pure], memory[pure] = dict(node.meta), order[node], ("own", order[node])

@@ -123,8 +123,8 @@ class _Reader:
             tuple(outs),
             frozenset(a for a, s in sizes.items() if not isinstance(s, int)),
         )
-        kinds = (tuple(self.places[k]) for k in ("carry", "stream", "invariant"))
-        return Step(program, *kinds, tuple(places))
+        carried, streams, invariants = (tuple(self.places[k]) for k in ("carry", "stream", "invariant"))
+        return Step(program, carried, streams, invariants, tuple(places))
 
     def _enter(self, kind: str, node: fx.Node, name: str, source: Any) -> Value:
         """A tensor that enters the kernel, one input per piece and part."""
@@ -199,13 +199,16 @@ class _Reader:
         rule = RULES.get(target)
         if rule is None:
             return self._decomposed(node)
-        if isinstance(val, torch.Tensor) and not (val.is_floating_point() or val.is_complex() or val.dtype is torch.bool):
+        if isinstance(val, torch.Tensor) and not (
+            val.is_floating_point() or val.is_complex() or val.dtype is torch.bool
+        ):
             raise refuse(UNSUPPORTED_OP, f"{target} makes integers from the state")
         return rule(self.space, target, *values, **{k: self._argument(v) for k, v in kwargs.items()})
 
     def _decomposed(self, node: fx.Node) -> Any:
         """The value of a node through torch's decomposition of its operator."""
-        table = {**core_aten_decompositions(), **get_decompositions([node.target])}
+        operator_: Any = node.target
+        table = {**core_aten_decompositions(), **get_decompositions([operator_])}
         if node.target not in table:
             raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
         tensors = [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)]
@@ -213,10 +216,12 @@ class _Reader:
         def run(*given: torch.Tensor) -> Any:
             at = dict(zip(tensors, given, strict=True))
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: at.get(n, n.meta["val"]))
-            return node.target(*args, **kwargs)
+            return operator_(*args, **kwargs)
 
         with torch.no_grad():
-            small = make_fx(run, decomposition_table=table, _allow_non_fake_inputs=True)(*(t.meta["val"] for t in tensors))
+            small = make_fx(run, decomposition_table=table, _allow_non_fake_inputs=True)(
+                *(t.meta["val"] for t in tensors)
+            )
         if any(n.target is node.target for n in small.graph.nodes):
             raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
         holders = [n for n in small.graph.nodes if n.op == "placeholder"]
@@ -225,7 +230,9 @@ class _Reader:
         for inner in small.graph.nodes:
             if inner.op == "call_function":
                 self.space.site = f"{node.name}/{inner.name}"
-                self.values[inner] = self._call(inner.target, inner.args, inner.kwargs, inner.meta.get("val"), inner)
+                self.values[inner] = self._call(
+                    inner.target, inner.args, inner.kwargs, inner.meta.get("val"), inner
+                )
             elif inner.op == "output":
                 return self._argument(inner.args[0])
         raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
@@ -276,7 +283,9 @@ def _finish(step: Step) -> Step:
 
     program = dataclasses.replace(program, nodes=tuple(renumbered(n) for n in program.nodes))
     used_axes = {a for n in program.axes_of() for a in n}
-    used_axes |= {a for c in program.carries for a in (*c.axes, *c.next_axes)} | {a for o in program.outs for a in o.axes}
+    used_axes |= {a for c in program.carries for a in (*c.axes, *c.next_axes)} | {
+        a for o in program.outs for a in o.axes
+    }
     used_axes |= {a for n in program.nodes if isinstance(n, Contract) for a in n.axes}
     program = dataclasses.replace(
         program,
@@ -345,7 +354,9 @@ def _with_names(program: StepProgram, names: dict[AxisName, AxisName]) -> StepPr
     return dataclasses.replace(
         program,
         nodes=tuple(nodes),
-        carries=tuple(dataclasses.replace(c, axes=new(c.axes), next_axes=new(c.next_axes)) for c in program.carries),
+        carries=tuple(
+            dataclasses.replace(c, axes=new(c.axes), next_axes=new(c.next_axes)) for c in program.carries
+        ),
         outs=tuple(dataclasses.replace(o, axes=new(o.axes)) for o in program.outs),
         dynamic=frozenset(new(program.dynamic)),
     )

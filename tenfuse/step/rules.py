@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from tenfuse.reasons import UNSUPPORTED_OP, refuse
-
 from tenfuse.step.tensors import Refs, Space, Value
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -185,8 +184,8 @@ def _simple(fn: str, *ops: Any) -> None:
 
 
 for _fn in (
-    "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf", "atan", "sign",
-    "floor", "ceil", "trunc", "relu",
+    "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "erf",
+    "atan", "sign", "floor", "ceil", "trunc", "relu",
 ):  # fmt: skip
     _simple(_fn, getattr(aten, _fn).default, *([getattr(prims, _fn).default] if hasattr(prims, _fn) else []))
 _simple("round", aten.round.default)
@@ -448,19 +447,25 @@ def _transpose(space: Space, target: Any, a: Value, i: int = -1, j: int = -2) ->
 @rule(aten.expand.default, aten.broadcast_to.default)
 def _expand(space: Space, target: Any, a: Value, shape: Sequence[Any], **kwargs: Any) -> Value:
     lead = len(shape) - len(a.dims)
-    full = [space.length(a.dims[i - lead]) if isinstance(s, int) and s == -1 else s for i, s in enumerate(shape)]
+    full = [
+        space.length(a.dims[i - lead]) if isinstance(s, int) and s == -1 else s for i, s in enumerate(shape)
+    ]
     return space.expand(a, full)
 
 
 @rule(prims.broadcast_in_dim.default)
-def _broadcast_in_dim(space: Space, target: Any, a: Value, shape: Sequence[Any], dims: Sequence[int]) -> Value:
+def _broadcast_in_dim(
+    space: Space, target: Any, a: Value, shape: Sequence[Any], dims: Sequence[int]
+) -> Value:
     placed = list(a.dims)
     full = [placed[dims.index(i)] if i in dims else () for i in range(len(shape))]
     return space.expand(Value(tuple(full), a.pieces), shape)
 
 
 @rule(aten.slice.Tensor)
-def _slice(space: Space, target: Any, a: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
+def _slice(
+    space: Space, target: Any, a: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
     size = space.length(a.dims[dim])
     if start in (None, 0) and (end is None or (isinstance(end, int) and end >= 2**62)) and step == 1:
         return a
@@ -543,12 +548,16 @@ def _roll(space: Space, target: Any, a: Value, shifts: Sequence[int], dims: Sequ
 
 
 @rule(aten.sum.dim_IntList, aten.sum.default, prims.sum.default)
-def _sum(space: Space, target: Any, a: Value, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Value:
-    return space.reduce(a, range(len(a.dims)) if not dims else dims, keepdim)
+def _sum(
+    space: Space, target: Any, a: Value, dims: Any = None, keepdim: bool = False, **kwargs: Any
+) -> Value:
+    return space.reduce(a, dims if dims else range(len(a.dims)), keepdim)
 
 
 @rule(aten.mean.dim, aten.mean.default)
-def _mean(space: Space, target: Any, a: Value, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Value:
+def _mean(
+    space: Space, target: Any, a: Value, dims: Any = None, keepdim: bool = False, **kwargs: Any
+) -> Value:
     over = list(range(len(a.dims))) if not dims else list(dims)
     return ratio(space, space.reduce(a, over, keepdim), _count(space, a, over))
 
@@ -561,7 +570,15 @@ def _count(space: Space, a: Value, dims: Sequence[int]) -> int:
 
 
 @rule(aten.var.correction, aten.var.dim, aten.var.default)
-def _var(space: Space, target: Any, a: Value, dims: Any = None, *rest: Any, correction: Any = 1, keepdim: bool = False) -> Value:
+def _var(
+    space: Space,
+    target: Any,
+    a: Value,
+    dims: Any = None,
+    *rest: Any,
+    correction: Any = 1,
+    keepdim: bool = False,
+) -> Value:
     if rest or isinstance(dims, bool):
         raise refuse(UNSUPPORTED_OP, "an old spelling of var")
     over = list(range(len(a.dims))) if not dims else list(dims)
@@ -577,7 +594,9 @@ def _prims_var(space: Space, target: Any, a: Value, dims: Any, correction: float
 
 
 @rule(aten.native_layer_norm.default)
-def _layer_norm(space: Space, target: Any, a: Value, shape: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
+def _layer_norm(
+    space: Space, target: Any, a: Value, shape: Any, weight: Any, bias: Any, eps: float
+) -> tuple[Any, ...]:
     over = list(range(len(a.dims) - len(shape), len(a.dims)))
     n = _count(space, a, over)
     centred = linear(space, "sub", a, ratio(space, space.reduce(a, over, True), n))
@@ -594,7 +613,9 @@ def _extreme(space: Space, target: Any, a: Value, dims: Any = (), keepdim: bool 
 
 
 @rule(aten.linalg_vector_norm.default)
-def _norm(space: Space, target: Any, a: Value, order: Any = 2, dims: Any = None, keepdim: bool = False, **kw: Any) -> Value:
+def _norm(
+    space: Space, target: Any, a: Value, order: Any = 2, dims: Any = None, keepdim: bool = False, **kw: Any
+) -> Value:
     over = range(len(a.dims)) if dims is None else dims
     if order == 2:
         square = product(space, a, _conj(space, None, a)) if a.is_complex else product(space, a, a)
@@ -670,5 +691,3 @@ def _cumsum(space: Space, target: Any, a: Value, dim: int, dtype: Any = None) ->
     parts = [space.slice(a, dim, i, i + 1) for i in range(size)]
     sums = [functools.reduce(lambda x, y: linear(space, "add", x, y), parts[: i + 1]) for i in range(size)]
     return sums[0] if size == 1 else space.cat(sums, dim)
-
-

@@ -16,7 +16,9 @@ _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 def _name(node: Input) -> str:
-    letters = {"carry": "hgfsruvpm", "stream": "", "invariant": string.ascii_uppercase, "state": "hgfsruvpm"}[node.kind]
+    letters = {"carry": "hgfsruvpm", "stream": "", "invariant": string.ascii_uppercase, "state": "hgfsruvpm"}[
+        node.kind
+    ]
     if node.index < len(letters):
         return letters[node.index]
     return f"{ {'stream': 'x', 'invariant': 'A'}.get(node.kind, 'h') }_{node.index + 1}".replace(" ", "")
@@ -30,7 +32,9 @@ class _Axes:
 
     def __call__(self, axes: frozenset[str]) -> str:
         for axis in sorted(axes):
-            self.names.setdefault(axis, "ijklmnopq"[len(self.names)] if len(self.names) < 9 else f"i{len(self.names)}")
+            self.names.setdefault(
+                axis, "ijklmnopq"[len(self.names)] if len(self.names) < 9 else f"i{len(self.names)}"
+            )
         return "".join(sorted(self.names[a] for a in axes))
 
 
@@ -95,5 +99,8 @@ def listing(program: StepProgram) -> str:
             what = f"{node.fn}({', '.join(f'%{a}' for a in node.args)})"
         lines.append(f"%{i} = {what}  [{', '.join(sorted(axes[i]))}]")
     lines += [f"carry {i} <- %{c.next}" for i, c in enumerate(program.carries)]
-    lines += [f"out {i} = %{o.ref}{' (summed over time)' if o.accumulate else ''}" for i, o in enumerate(program.outs)]
+    lines += [
+        f"out {i} = %{o.ref}{' (summed over time)' if o.accumulate else ''}"
+        for i, o in enumerate(program.outs)
+    ]
     return "\n".join(lines)

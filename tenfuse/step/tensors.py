@@ -151,9 +151,7 @@ class Space:
 
     def _rename_later(self, operand: int, arg: Value, position: int | None = None) -> None:
         wanted = {
-            (self.site, operand, p)
-            for p in range(-len(arg.dims), 0)
-            if arg.dims[p] and position in (None, p)
+            (self.site, operand, p) for p in range(-len(arg.dims), 0) if arg.dims[p] and position in (None, p)
         }
         if wanted <= self._renamed:
             raise refuse(AXES, "one tensor meets itself along different dimensions")
@@ -172,13 +170,19 @@ class Space:
         mapping = {a: self.axes.find(b) for a, b in mapping.items()}
         dims = tuple(tuple(cuts.get(a, mapping.get(a, a)) for a in self.axes.leaves(d)) for d in arg.dims)
         pieces = {
-            frozenset((cuts.get(a, a), i) for a, i in key): tuple(rename(self.build, r, mapping) for r in refs)
+            frozenset((cuts.get(a, a), i) for a, i in key): tuple(
+                rename(self.build, r, mapping) for r in refs
+            )
             for key, refs in self.items(arg).items()
         }
         return Value(tuple(self.axes.leaves(d) for d in dims), pieces)
 
     def _copy_axis(
-        self, axis: AxisName, name: AxisName, mapping: dict[AxisName, AxisName], cuts: dict[AxisName, AxisName]
+        self,
+        axis: AxisName,
+        name: AxisName,
+        mapping: dict[AxisName, AxisName],
+        cuts: dict[AxisName, AxisName],
     ) -> None:
         copy = self.axes.fresh(name, self.axes.sizes[axis])
         if not self.axes.is_cut(axis):
@@ -260,13 +264,18 @@ class Space:
 
     def squeeze(self, value: Value, positions: Sequence[int]) -> Value:
         gone = {p % max(len(value.dims), 1) for p in positions}
-        return Value(tuple(d for i, d in enumerate(value.dims) if i not in gone or self.axes.leaves(d)), value.pieces)
+        return Value(
+            tuple(d for i, d in enumerate(value.dims) if i not in gone or self.axes.leaves(d)), value.pieces
+        )
 
     def expand(self, value: Value, shape: Sequence[Size]) -> Value:
         lead = len(shape) - len(value.dims)
         old = ((),) * lead + value.dims
         fresh = self.new_dims(shape, f"{self.site}.e")
-        dims = [d if self.axes.leaves(d) or same_size(self.length(d), s) else f for d, s, f in zip(old, shape, fresh, strict=True)]
+        dims = [
+            d if self.axes.leaves(d) or same_size(self.length(d), s) else f
+            for d, s, f in zip(old, shape, fresh, strict=True)
+        ]
         return self.value(dims, lambda key: self.at(value, key))
 
     def slice(self, value: Value, position: int, low: int, high: int) -> Value:
@@ -309,7 +318,9 @@ class Space:
         points = self.axes.cut_points(axis)
         low, high = points[first], points[last]
         whole = self.axes.fresh(f"{axis}[{low}:{high}]", high - low)
-        if whole not in self.axes.refinements or not set(p - low for p in points[first:last + 1]) <= set(self.axes.cut_points(whole)):
+        if whole not in self.axes.refinements or not set(p - low for p in points[first : last + 1]) <= set(
+            self.axes.cut_points(whole)
+        ):
             self.axes.cut(whole, [p - low for p in points[first : last + 1]])
         if len(self.axes.cut_points(whole)) != last - first + 1:
             self.axes.cut(axis, [p + low for p in self.axes.cut_points(whole)])

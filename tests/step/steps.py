@@ -167,7 +167,9 @@ STEPS = {
     "selective": (selective, sizes((2, 4, 3)), sizes((2, 4), (2, 4), (2, 3), (2, 3)), sizes((4, 3))),
     "squared": (squared, sizes((2, 4, 4)), sizes((2, 4)), []),
     "symmetrised": (symmetrised, sizes((2, 4, 4)), sizes((2, 4)), []),
-    "complex": (complex_pair, sizes((2, 4), dtype=_C), sizes((2, 4), (2, 4), dtype=_C), sizes((4, 3), dtype=_C)),
+    "complex": (
+        complex_pair, sizes((2, 4), dtype=_C), sizes((2, 4), (2, 4), dtype=_C), sizes((4, 3), dtype=_C),
+    ),
     "merged-heads": (merged_heads, sizes((2, 2, 3, 3)), sizes((2, 6), (2, 6), (2, 6), (2, 2)), []),
     "normalised": (normalised, sizes((2, 12)), sizes((2, 12)), []),
     "shift-register": (shift_register, sizes((2, 3, 4)), sizes((2, 3)), sizes((3, 4))),
@@ -175,7 +177,9 @@ STEPS = {
     "swapped": (swapped, sizes((2, 4), (2, 4)), sizes((2, 4)), []),
     "rotation": (rotation, sizes((2, 4, 2)), sizes((2, 4)), sizes((4,), (4,))),
     "crf": (crf, sizes((2, 4)), sizes((2, 4)), sizes((4, 4))),
-    "lam": (lam, sizes((2, 2, 3, 3), (2, 2, 3, 3)), sizes(*[(2, 2, 5, 3)] * 4, (2, 2, 5, 5), (2, 2, 1, 1)), []),
+    "lam": (
+        lam, sizes((2, 2, 3, 3), (2, 2, 3, 3)), sizes(*[(2, 2, 5, 3)] * 4, (2, 2, 5, 5), (2, 2, 1, 1)), [],
+    ),
     "stabilised": (
         stabilised, sizes((2, 2, 3, 5), (2, 2, 3), (2, 2, 1)),
         sizes((2, 2, 3), (2, 2, 3), (2, 2, 5), (2, 2, 1), (2, 2, 1)), [],

@@ -27,7 +27,9 @@ def _states(program, carries, xs, constants, order):
         for row, c in zip(found, carries, strict=True):
             row.append(c)
         inputs = {("carry", i): c for i, c in enumerate(carries)}
-        inputs |= {("stream", i): x[t] for i, x in xs.items()} | {("invariant", i): v for i, v in constants.items()}
+        inputs |= {("stream", i): x[t] for i, x in xs.items()} | {
+            ("invariant", i): v for i, v in constants.items()
+        }
         carries, _ = interpret.step(program, inputs)
     back = [order.index(t) for t in range(T)]
     return {i: torch.stack([row[t] for t in back]) for i, row in enumerate(found)}
@@ -41,7 +43,9 @@ def test_is_the_gradient(name, reverse):
     program = analysed(step, *inputs)[2].program
 
     def random(axes, *lead):
-        return (torch.rand([*lead, *(program.sizes[a] for a in axes)], dtype=torch.float64) + 0.1).requires_grad_()
+        return (
+            torch.rand([*lead, *(program.sizes[a] for a in axes)], dtype=torch.float64) + 0.1
+        ).requires_grad_()
 
     carries = [random(c.axes) for c in program.carries]
     xs = {i: random(axes, T) for i, axes in program.inputs("stream").items()}

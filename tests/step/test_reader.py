@@ -24,16 +24,22 @@ def _seen(tensor, view, sizes, lead=0):
         tensor = torch.view_as_real(tensor)[..., view.part]
     offset = tensor.storage_offset() + sum(n * tensor.stride(d + lead) for d, n in view.offset)
     shape = [*tensor.shape[:lead], *(sizes[a] for a in view.axes)]
-    return tensor.as_strided(shape, [*tensor.stride()[:lead], *(tensor.stride(d + lead) * n for d, n in view.dims)], offset)
+    return tensor.as_strided(
+        shape, [*tensor.stride()[:lead], *(tensor.stride(d + lead) * n for d, n in view.dims)], offset
+    )
 
 
 def _values(aten, carries, streams, invariants):
     """Every node of the step's own graph on real tensors."""
-    env = dict(zip((*aten.carries, *aten.streams, *aten.invariants), (*carries, *streams, *invariants), strict=True))
+    env = dict(
+        zip((*aten.carries, *aten.streams, *aten.invariants), (*carries, *streams, *invariants), strict=True)
+    )
     for node in aten.graph.nodes:
         if node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), env.__getitem__)
-            target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
+            target = (
+                torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
+            )
             env[node] = target(*args, **kwargs)
     return env
 
@@ -54,7 +60,10 @@ def test_means_the_step(name):
     finals, ys = interpret.scan(
         program,
         [_seen(start[p.source], p.view, program.sizes) for p in found.carries],
-        {i: torch.stack([_seen(v[p.source], p.view, program.sizes) for v in values]) for i, p in enumerate(found.streams)},
+        {
+            i: torch.stack([_seen(v[p.source], p.view, program.sizes) for v in values])
+            for i, p in enumerate(found.streams)
+        },
         {i: _seen(values[0][p.source], p.view, program.sizes) for i, p in enumerate(found.invariants)},
         STEPS_RUN,
     )
