@@ -1,0 +1,136 @@
+"""The operator a loop becomes: torch's own checks, and errors that help."""
+
+import pytest
+import torch
+
+import tenfuse
+from tenfuse.runtime import op
+
+OPTIONS = {"strict": True, "inner": "eager"}
+
+
+def ema(x, a, h):
+    ys = []
+    for t in range(x.shape[1]):
+        h = a * h + x[:, t]
+        ys.append(torch.tanh(h))
+    return torch.stack(ys, 1), h
+
+
+def delta(k, v, b):
+    s = v.new_zeros(v.shape[0], k.shape[-1], v.shape[-1])
+    ys = []
+    for t in range(k.shape[1]):
+        k_t = k[:, t, :, None]
+        s = s + k_t * (b[:, t] * (v[:, t] - (s * k_t).sum(1)))[:, None]
+        ys.append((s * k_t).sum(1))
+    return torch.stack(ys, 1)
+
+
+def rotation(z, lam):
+    state, ys = torch.zeros_like(z[:, 0]), []
+    for t in range(z.shape[1]):
+        state = lam * state + z[:, t]
+        ys.append(state)
+    return torch.stack(ys, 1)
+
+
+CASES = {
+    "ema": (ema, [(2, 5, 3), (3,), (2, 3)], torch.float64),
+    "delta": (delta, [(2, 5, 3), (2, 5, 4), (2, 5, 1)], torch.float64),
+    "complex": (rotation, [(2, 5, 3), (3,)], torch.complex128),
+}
+
+
+def inputs(*shapes, dtype=torch.float64):
+    torch.manual_seed(0)
+    return [(0.5 * torch.randn(s, dtype=dtype)).requires_grad_() for s in shapes]
+
+
+def compiled(model, **options):
+    torch._dynamo.reset()
+    return torch.compile(model, backend="tenfuse", options={**OPTIONS, **options})
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """``(key, role)`` of every kernel that runs."""
+    seen, run = [], op._run
+
+    def counted(kernel, key, role, *rest):
+        seen.append((key, role))
+        return run(kernel, key, role, *rest)
+
+    monkeypatch.setattr(op, "_run", counted)
+    return seen
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradcheck(name):
+    model, shapes, dtype = CASES[name]
+    assert torch.autograd.gradcheck(compiled(model), inputs(*shapes, dtype=dtype))
+    assert tenfuse.reports()[-1].loops[0].status == "fused"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name, calls, monkeypatch):
+    model, shapes, dtype = CASES[name]
+    given, groups = [], op._groups
+    monkeypatch.setattr(op, "_groups", lambda *tensors: given.append(tensors) or groups(*tensors))
+    args = inputs(*shapes, dtype=dtype)
+    compiled(model)(*args)
+    leaves = [[t.detach().clone().requires_grad_() for t in group] for group in given[-1]]
+    steps = args[0].shape[1]
+    torch.library.opcheck(torch.ops.tenfuse.loop.default, (*leaves, steps, calls[-1][0], True))
+
+
+def test_no_second_derivative():
+    args = inputs((2, 5, 3), (3,), (2, 3))
+    y, _ = compiled(ema)(*args)
+    (g,) = torch.autograd.grad(y.square().sum(), args[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        g.sum().backward()
+
+
+def test_runs_one_kernel_each_way(calls):
+    y, h = compiled(ema)(*inputs((2, 5, 3), (3,), (2, 3)))
+    (y.sum() + h.sum()).backward()
+    assert [role for _, role in calls] == ["forward", "backward"]
+    assert len({key for key, _ in calls}) == 1
+
+
+def test_unknown_plan_is_named():
+    with pytest.raises(RuntimeError, match="compile the model again"):
+        torch.ops.tenfuse.loop([torch.ones(2)], [], [], 3, "0" * 32, False)
+
+
+@pytest.mark.parametrize("steps", [63, 64, 65, 129])
+def test_chunks_of_saved_states(steps):
+    args = inputs((1, steps, 2), (2,), (1, 2))
+    want = torch.autograd.grad(ema(*args)[0].square().sum(), args)
+    got = torch.autograd.grad(compiled(ema)(*args)[0].square().sum(), args)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_chunk_option_makes_no_difference(chunk):
+    args = inputs((2, 7, 3), (2, 7, 4), (2, 7, 1))
+    want = torch.autograd.grad(delta(*args).square().sum(), args)
+    got = torch.autograd.grad(compiled(delta, chunk=chunk)(*args).square().sum(), args)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)
+
+
+def test_dynamic_batch_compiles_once():
+    seen = len(tenfuse.reports())
+    model = compiled(ema)
+    for batch in (4, 7, 3):
+        x, a, h = inputs((batch, 5, 3), (3,), (batch, 3))
+        torch._dynamo.mark_dynamic(x, 0)
+        torch._dynamo.mark_dynamic(h, 0)
+        found, want = model(x, a, h), ema(x, a, h)
+        torch.testing.assert_close(found, want)
+        got = torch.autograd.grad(found[0].square().sum(), (x, a, h))
+        torch.testing.assert_close(got, torch.autograd.grad(want[0].square().sum(), (x, a, h)))
+    assert len(tenfuse.reports()) == seen + 1
