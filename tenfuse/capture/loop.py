@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 
@@ -83,6 +84,17 @@ class Stacked:
 
 
 @dataclasses.dataclass(frozen=True)
+class Whole:
+    """All of ``ys[y]``, behind the first entry of ``first`` if there is one.
+
+    Only loops that were written as a scan are read this way.
+    """
+
+    y: int
+    first: fx.Node | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class BufferWrite:
     """A tensor that the loop filled slice by slice.
 
@@ -110,12 +122,12 @@ class Loop:
     carries: tuple[Carry, ...]
     streams: tuple[Stream, ...]
     invariants: tuple[fx.Node, ...]
-    steps: int | fx.Node
+    steps: int | torch.SymInt
     reverse: bool
     span: Span
     nodes: tuple[fx.Node, ...]
     """The nodes of the graph that this loop stands for, in order."""
-    uses: dict[fx.Node, Final | Stacked]
+    uses: dict[fx.Node, Final | Stacked | Whole]
     """Nodes of the loop read after it, and what each of them is."""
     writes: tuple[BufferWrite, ...] = ()
     proof: str = ""

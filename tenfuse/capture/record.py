@@ -16,8 +16,11 @@ import torch
 import torch.fx as fx
 
 from tenfuse.capture.loop import ViewOp
+from tenfuse.capture.scatter import scattered
 
 KEY = "tenfuse_record"
+GENERIC = "tenfuse_generic"
+"""Marks, in a node's meta, a scan operator that torch would have inlined."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Record:
     """SSA node -> node of ``graph`` that it stands for."""
     holder: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     """SSA node -> node of ``graph`` that holds its value, where that is not its origin."""
-    born: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
+    born: dict[fx.Node, float] = dataclasses.field(default_factory=dict)
     """SSA node -> position of the node of ``graph`` at which its holder starts to hold it."""
     fresh: set[fx.Node] = dataclasses.field(default_factory=set)
     """SSA nodes whose value appears when the node at ``born`` runs, not before it."""
@@ -69,6 +72,8 @@ class Record:
     """Nodes of ``graph`` that write any tensor in place."""
     inplace: set[fx.Node] = dataclasses.field(default_factory=set)
     """Nodes of ``graph`` that write their first argument in place and return it."""
+    dead: set[fx.Node] = dataclasses.field(default_factory=set)
+    """Nodes of ``graph`` that nothing reads in the end."""
     idle: set[fx.Node] = dataclasses.field(default_factory=set)
     """Nodes of ``graph`` that write back what stands there already."""
     views: set[fx.Node] = dataclasses.field(default_factory=set)
@@ -86,12 +91,7 @@ def record(gm: fx.GraphModule) -> Record:
 
 def written(buffer: torch.Tensor, value: Any, views: Views) -> torch.Tensor:
     """``buffer`` with the entries that ``views`` selects replaced by ``value``."""
-    result = buffer.clone()
-    part = result
-    for op in views.ops:
-        part = op.target(part, *op.args, **dict(op.kwargs))
-    part[...] = value
-    return result
+    return scattered(buffer, views.ops, value)
 
 
 def put(buffer: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
@@ -99,3 +99,21 @@ def put(buffer: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
     result = buffer.clone()
     result[index] = value
     return result
+
+
+def plant(gm: fx.GraphModule, before: fx.Node, target: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+    """Add a pure call in front of ``before``, in the SSA graph and in the one that will run."""
+    rec = record(gm)
+    at = rec.origin[before]
+    with rec.graph.inserting_before(at):
+        held = fx.node.map_arg(args, lambda n: rec.holder.get(n, rec.origin[n]))
+        run = rec.graph.call_function(target, held)
+    with gm.graph.inserting_before(before):
+        made = gm.graph.call_function(target, args)
+    run.meta["example_value"] = made.meta["example_value"] = value
+    rec.order[run] = rec.order[at] - 0.5
+    rec.reads[run] = {rec.holder.get(n, rec.origin[n]): n for n in made.all_input_nodes}
+    rec.origin[made] = run
+    rec.born[made] = rec.order[run]
+    rec.fresh.add(made)
+    return made

@@ -21,11 +21,13 @@ import torch.fx as fx
 
 from tenfuse import reasons
 from tenfuse.capture.complete import complete
+from tenfuse.capture.associative import tree_loop, trees
 from tenfuse.capture.build import Built, FirstDiffers, build
 from tenfuse.capture.loop import Loop, Span
 from tenfuse.capture.periods import Sequence, Stretch, stretches
 from tenfuse.capture.proof import prove
 from tenfuse.capture.record import Record, record, written
+from tenfuse.capture.scan import scan_loop, scan_nodes, span_of_scan
 from tenfuse.capture.segment import Operands, Segment, crossings, grow, with_phase
 from tenfuse.capture.source import Place, frames_of, loops_around, span_of, statements, where
 from tenfuse.capture.views import basic_index, key_of, storage_of, value_of
@@ -57,7 +59,8 @@ class _Attempt:
 
 
 class _Finder:
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, scans: list[Loop | Kept]) -> None:
+        self.scans = scans
         self.record: Record = record(gm)
         self.seq = Sequence(gm.graph)
         self.stretches = stretches(self.seq.classes, LEAST)
@@ -70,7 +73,9 @@ class _Finder:
         self.taken = np.zeros(self.seq.last + 1, dtype=bool)
         self.aside = np.zeros(self.seq.last + 1, dtype=bool)
         """Alike calls on separate tensors: not a loop over time."""
-        self.loops: list[Loop] = []
+        for scan in scans:
+            self.taken[[self.seq.position[n] for n in scan.nodes] if isinstance(scan, Loop) else []] = True
+        self.loops: list[Loop] = [s for s in scans if isinstance(s, Loop)]
         self.refusals: list[tuple[int, int, Refusal]] = []
         self.failed: set[tuple[int, int, int]] = set()
         opaque = [self.seq.position[n] for n in self.record.opaque]
@@ -85,7 +90,8 @@ class _Finder:
                 later += self._try(stretch)
         for built in later:
             self._claim(built)
-        seen: list[Loop | Kept] = [*self.loops, *self._kept()]
+        scans = [s for s in self.scans if isinstance(s, Kept)]
+        seen: list[Loop | Kept] = [*self.loops, *scans, *self._kept()]
         return tuple(sorted(seen, key=self._order))
 
     def _order(self, entry: Loop | Kept) -> tuple[int, int]:
@@ -382,9 +388,22 @@ def _covered(found: list[Built]) -> int:
     return sum(len(b.loop.nodes) for b in found)
 
 
+def _scans(gm: fx.GraphModule) -> list[Loop | Kept]:
+    """Loops written as scan operators, or as trees that Dynamo made of them."""
+    found: list[Loop | Kept] = []
+    calls = [(n, scan_loop(gm, n)) for n in list(scan_nodes(gm))]
+    calls += [(t[0], tree_loop(gm, t)) for t in trees([n for n in gm.graph.nodes if n.op != "placeholder"])]
+    for node, result in calls:
+        if isinstance(result, Loop):
+            found.append(result)
+        else:
+            found.append(Kept(span_of_scan(node), 0, result.refusal))
+    return found
+
+
 def find_loops(gm: fx.GraphModule) -> tuple[Loop | Kept, ...]:
     """Every loop of the graph, in source order."""
-    return _Finder(gm).run()
+    return _Finder(gm, _scans(gm)).run()
 
 
 __all__ = ["Kept", "find_loops"]

@@ -11,9 +11,11 @@ import ast
 import dataclasses
 import functools
 import linecache
+import os
 import re
 from collections.abc import Sequence
 
+import torch
 import torch.fx as fx
 
 from tenfuse.capture.loop import Span
@@ -137,7 +139,16 @@ def span_of(place: Place | None, nodes: Sequence[fx.Node]) -> Span:
     return Span(place.statement.file, place.statement.line, tuple(sorted(lines)))
 
 
+_TORCH = os.path.dirname(torch.__file__)
+
+
+def users_line(node: fx.Node) -> tuple[str, int]:
+    """The innermost line behind a node that is not torch's own."""
+    own = [f for f in frames_of(node) if not f[0].startswith(_TORCH)] or list(frames_of(node)) or [("", 0, "")]
+    return own[-1][0], own[-1][1]
+
+
 def where(node: fx.Node) -> str:
     """``file:line`` of the user's code behind one node."""
-    own = [f for f in frames_of(node) if "/torch/" not in f[0]] or list(frames_of(node))
-    return f"{own[-1][0]}:{own[-1][1]}" if own else ""
+    file, line = users_line(node)
+    return f"{file}:{line}" if file else ""

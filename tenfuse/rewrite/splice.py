@@ -9,13 +9,14 @@ reads it is cloned where it still stands.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.fx as fx
 
-from tenfuse.capture.loop import BufferWrite, Final, Loop, Stacked, Stream, ViewOp
+from tenfuse.capture.loop import BufferWrite, Final, Loop, Stacked, Stream, ViewOp, Whole
 from tenfuse.capture.record import Record, record
 from tenfuse.rewrite.join import join_slices
 
@@ -35,6 +36,7 @@ class _Splice:
         origin = self.record.origin
         places = [self.record.order[origin[n]] for n in loop.nodes if n in origin]
         self.lo, self.hi = min(places), max(places)
+        self._drop_dead()
         self.alive = set(self.graph.nodes)
         self.region = [n for n in self.graph.nodes if self.lo <= self.record.order.get(n, -1) <= self.hi]
         self.members = set(self.region)
@@ -42,6 +44,7 @@ class _Splice:
         self.anchor = self.region[0]
         self.held: dict[fx.Node, fx.Node] = {}
         self.fresh: dict[fx.Node, fx.Node] = {}
+        self.wholes: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> None:
         with self.graph.inserting_before(self.anchor):
@@ -58,6 +61,12 @@ class _Splice:
         self._replace_uses()
         self._erase()
         self._register()
+
+    def _drop_dead(self) -> None:
+        """What nothing reads must not ask the loop for its results."""
+        for node in reversed(list(self.graph.nodes)):
+            if node in self.record.dead and not node.users and self.record.order[node] > self.lo:
+                self.graph.erase_node(node)
 
     def _part_strays(self) -> None:
         """Nodes among the steps that belong to none: those that read the loop go behind it.
@@ -172,8 +181,8 @@ class _Splice:
     def _remember(self) -> None:
         """Later loops find the values of this one in its outputs."""
         for value, use in self.loop.uses.items():
-            if isinstance(use, Final):
-                self.record.spliced[value] = self.finals[use.carry]
+            if isinstance(use, (Final, Whole)):
+                self.record.spliced[value] = self._escape(value)
             elif isinstance(use, Stacked):
                 self.record.spliced.pop(value, None)
                 self.record.slices[value] = (self.ys[use.y], use.t)
@@ -207,7 +216,17 @@ class _Splice:
 
     def _escape(self, value: fx.Node) -> fx.Node:
         use = self.loop.uses[value]
+        if isinstance(use, Whole):
+            if value not in self.wholes:
+                self.wholes[value] = self._whole_output(use)
+            return self.wholes[value]
         return self.finals[use.carry] if isinstance(use, Final) else self._pick(self.ys[use.y], use.t)
+
+    def _whole_output(self, use: Whole) -> fx.Node:
+        if use.first is None:
+            return self.ys[use.y]
+        first = _view_ops(self.graph, self._hold(use.first), (ViewOp(operator.getitem, (slice(0, 1),)),))
+        return self.graph.call_function(torch.cat, ([first, self.ys[use.y]],))
 
     # the rest of the graph ------------------------------------------------------------------
 
@@ -290,10 +309,11 @@ def splice(gm: fx.GraphModule, loop: Loop, fused: fx.GraphModule) -> None:
     _Splice(gm, loop, fused).run()
 
 
-def _drop_views(rec: Record) -> None:
-    """Slices that only removed steps read are gone with them."""
+def _drop_unread(gm: fx.GraphModule, rec: Record) -> None:
+    """Slices and subgraphs that only removed steps read are gone with them."""
     for node in reversed(list(rec.graph.nodes)):
-        if not node.users and node in rec.views:
+        unread = node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), fx.GraphModule)
+        if not node.users and (node in rec.views or unread):
             rec.graph.erase_node(node)
 
 
@@ -301,7 +321,7 @@ def lower(gm: fx.GraphModule) -> fx.GraphModule:
     """The user's graph, in-place operations and all, with every spliced loop in it."""
     rec = record(gm)
     join_slices(rec)
-    _drop_views(rec)
+    _drop_unread(gm, rec)
     rec.graph.lint()
     made = fx.GraphModule(gm, rec.graph)
     made.meta = {k: v for k, v in gm.meta.items() if not k.startswith("tenfuse_")}
