@@ -186,7 +186,7 @@ class Scheduler:
         across = [r for r in refs if x not in self.axes[r] and inner in self.axes[r]]
         if across and inner != x and inner not in nest.unroll and self.trivial(nest, x):
             # Rows taken together share one tree of additions across lanes.
-            most = max(1, min(8, self.lanes // len(across)))
+            most = max(1, min(8 // width, self.lanes // len(across)))
             size = self.spaces.axes[inner].extent
             nest.unroll[inner] = _parts(size, most) if isinstance(size, int) else most
         if refs and inner != x and all(inner not in self.axes[r] for r in refs) and count * 2 <= budget // 2:

@@ -188,7 +188,9 @@ class _Split:
             branches = []
             for sign, part in self._terms(f):
                 branches.append((minus ^ sign, factors[:i] + part + factors[i + 1 :]))
-            if all(self._covers(axes, b[1]) for b in branches) and any(self._separates(axes, b[1]) for b in branches):
+            now = self._volume(self._inner(axes, factors))
+            fine = all(self._covers(axes, self._inner(axes, b[1])) for b in branches)
+            if fine and any(self._volume(self._inner(axes, b[1])) < now for b in branches):
                 return [t for b in branches for t in self._expanded(axes, b, stage)]
         return [term]
 

@@ -21,7 +21,7 @@ from tenfuse.step.program import AxisName, Const, Contract, Input, Pointwise, Re
 STATE_LIMIT = 64 << 20
 """Bytes of state that one task may hold after every parallel axis was tiled."""
 FORWARD_BUDGET = 32 << 10
-BACKWARD_BUDGET = 512 << 10
+BACKWARD_BUDGET = 1152 << 10
 
 
 @dataclasses.dataclass(frozen=True)
