@@ -30,7 +30,7 @@ from tenfuse.capture.record import Record, record, written
 from tenfuse.capture.scan import scan_loop, scan_nodes, span_of_scan
 from tenfuse.capture.segment import Operands, Segment, crossings, grow, with_phase
 from tenfuse.capture.source import Place, frames_of, loops_around, span_of, statements, where
-from tenfuse.capture.views import basic_index, key_of, storage_of, value_of
+from tenfuse.capture.views import basic_index, family, key_of, storage_of, value_of
 from tenfuse.reasons import Refusal, Refused
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -334,9 +334,19 @@ class _Finder:
         place = where(self.seq.nodes[computed[0][-1]])
         if any(len({_shape(self.seq.nodes[p]) for p in g}) > len(g) // 2 for g in groups):
             return reasons.refuse(reasons.GROWING, "", place).refusal
+        if any(self._irregular(g) for g in groups):
+            return reasons.refuse(reasons.NOT_AFFINE, "", place).refusal
         if any(lo <= p <= hi for p in self.opaque.tolist()):
             return reasons.refuse(reasons.ALIASED_WRITE, "", place).refusal
         return reasons.refuse(reasons.ODD_STEP, "", place).refusal
+
+    def _irregular(self, group: list[int]) -> bool:
+        """Slices of one tensor at indices that do not move evenly."""
+        found = [basic_index(self.seq.nodes[p]) for p in group]
+        known = [f for f in found if f is not None]
+        if len(known) < len(found) or any(f[0] is not known[0][0] for f in known):
+            return False
+        return len({f[1] for f in known}) > 1 and family([f[1] for f in known]) is None
 
     def _feeds_itself(self, group: list[int], lo: int) -> bool:
         """Whether a round's node depends on the same line's node of the round before."""

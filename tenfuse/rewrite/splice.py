@@ -242,14 +242,17 @@ class _Splice:
     def _replace(self, user: fx.Node, member: fx.Node) -> None:
         rec = self.record
         root = rec.root.get(member)
-        if root is not None and self._base(root) not in self.members:
+        if root is not None and root not in self.members:
             if member is not root and self._whole(member):
                 user.replace_input_with(member, self._base(root))
             return  # a view of a tensor from before the loop: it stays, with the tensor
         value = rec.copies[member] if member in rec.copies else rec.reads[user][member]
+        name = member if root is None or not self._whole(member) else root
         with self.graph.inserting_before(self.anchor):
-            if value in self.loop.uses:
-                made = self._own(root, member, value)
+            if name in rec.moved:
+                made = rec.moved[name]
+            elif value in self.loop.uses:
+                made = self._own(root, name, value)
             elif value in self.inside:
                 return  # a slice of a tensor from before the loop: it stays
             else:
@@ -257,15 +260,15 @@ class _Splice:
         user.replace_input_with(member, made)
         rec.reads[user][made] = value
 
-    def _own(self, root: fx.Node | None, member: fx.Node, value: fx.Node) -> fx.Node:
-        """The value; a copy of it if the user's graph goes on to write it in place."""
+    def _own(self, root: fx.Node | None, name: fx.Node, value: fx.Node) -> fx.Node:
+        """The value; a copy of it, under its old name, if the user's graph goes on to write it."""
         if value not in self.fresh:
             made = self._escape(value)
             if root is not None and any(at > self.hi for at, _ in self.record.versions[root]):
                 made = self.graph.call_function(torch.clone, (made,))
             self.fresh[value] = made
         if root is not None:
-            self.record.moved[root] = self.fresh[value]
+            self.record.moved[name] = self.fresh[value]
         return self.fresh[value]
 
     def _whole(self, member: fx.Node) -> bool:

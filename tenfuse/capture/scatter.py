@@ -1,0 +1,119 @@
+"""Writing through a view, without writing: the tensor a write would leave.
+
+Takes a tensor, the view operations that select the entries and their new value; leaves a
+new tensor, by ``select_scatter`` and ``slice_scatter`` along the chain of views, so that
+the step it stands in stays functional.  Views it cannot invert are written into a clone,
+which later stages refuse.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tenfuse.capture.loop import ViewOp
+
+Inverse = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Simple = tuple[Callable[[torch.Tensor], torch.Tensor], Inverse]
+"""A view, and what turns (base, new value of the view) into the new base."""
+
+
+def scattered(base: torch.Tensor, views: Sequence[ViewOp], value: Any) -> torch.Tensor:
+    """``base`` with the entries that ``views`` selects replaced by ``value`` (broadcast)."""
+    chain: list[Simple] = []
+    part = base
+    for op in views:
+        steps = _simple(op, part)
+        if steps is None:
+            return _overwritten(base, views, value)
+        chain += steps
+        part = op.target(part, *op.args, **dict(op.kwargs))
+    return _write(base, chain, value)
+
+
+def _overwritten(base: torch.Tensor, views: Sequence[ViewOp], value: Any) -> torch.Tensor:
+    result = base.clone()
+    part = result
+    for op in views:
+        part = op.target(part, *op.args, **dict(op.kwargs))
+    part[...] = value
+    return result
+
+
+def _write(base: torch.Tensor, chain: Sequence[Simple], value: Any) -> torch.Tensor:
+    if not chain:
+        if not isinstance(value, torch.Tensor):
+            return torch.full_like(base, value)
+        return value.to(base.dtype).expand(base.shape)
+    view, inverse = chain[0]
+    return inverse(base, _write(view(base), chain[1:], value))
+
+
+def _simple(op: ViewOp, base: torch.Tensor) -> list[Simple] | None:
+    """``op`` as views with a known inverse."""
+    kwargs = dict(op.kwargs)
+    if op.target is operator.getitem and not kwargs:
+        return _index(op.args[0], base)
+    name = op.target if isinstance(op.target, str) else getattr(op.target, "__name__", "")
+    if name in ("transpose", "swapaxes", "unsqueeze", "select", "narrow") and not kwargs:
+        known: dict[str, Callable[..., Simple]] = {
+            "transpose": _transpose, "swapaxes": _transpose, "unsqueeze": _unsqueeze, "select": _select,
+            "narrow": lambda dim, start, length: _slice(dim, start, start + length),
+        }  # fmt: skip
+        return [known[name](*op.args)]
+    return None
+
+
+def _select(dim: int, index: int) -> Simple:
+    return (
+        lambda x: x.select(dim, index),
+        lambda x, y: torch.select_scatter(x, y, dim, index),
+    )
+
+
+def _slice(dim: int, start: int, stop: int) -> Simple:
+    return (
+        lambda x: x.narrow(dim, start, stop - start),
+        lambda x, y: torch.slice_scatter(x, y, dim, start, stop),
+    )
+
+
+def _unsqueeze(dim: int) -> Simple:
+    return lambda x: x.unsqueeze(dim), lambda x, y: y.squeeze(dim)
+
+
+def _transpose(i: int, j: int) -> Simple:
+    return lambda x: x.transpose(i, j), lambda x, y: y.transpose(i, j)
+
+
+def _index(index: Any, base: torch.Tensor) -> list[Simple] | None:
+    """A basic index as selects, slices of step 1 and new dimensions."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) and not isinstance(i, bool) for i in items):
+        return None
+    taken = sum(isinstance(i, (int, slice)) for i in items)
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items[at : at + 1] = [slice(None)] * (base.dim() - taken)
+    chain: list[Simple] = []
+    dim = source = 0
+    for item in items:
+        if item is None:
+            chain.append(_unsqueeze(dim))
+            dim += 1
+            continue
+        size = base.shape[source]
+        source += 1
+        if isinstance(item, int):
+            chain.append(_select(dim, item))
+            continue
+        if not (item.start is None and item.stop is None and item.step is None):
+            if not isinstance(size, int) or item.step not in (None, 1):
+                return None
+            start, stop, _ = item.indices(size)
+            chain.append(_slice(dim, start, max(start, stop)))
+        dim += 1
+    return chain
