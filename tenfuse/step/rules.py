@@ -476,6 +476,29 @@ def _slice(
     return space.slice(a, dim, low, high)
 
 
+@rule(aten.slice_scatter.default)
+def _slice_scatter(
+    space: Space, target: Any, a: Value, b: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
+    size = space.length(a.dims[dim])
+    if step != 1 or not isinstance(size, int):
+        raise refuse(UNSUPPORTED_OP, "a strided slice of the state is written")
+    low, high, _ = slice(start, end).indices(size)
+    parts = [space.slice(a, dim, 0, low)] if low else []
+    parts.append(b)
+    parts += [space.slice(a, dim, high, size)] if high < size else []
+    return parts[0] if len(parts) == 1 else space.cat(parts, dim)
+
+
+@rule(aten.select_scatter.default)
+def _select_scatter(space: Space, target: Any, a: Value, b: Value, dim: int, index: int) -> Value:
+    size = space.length(a.dims[dim])
+    if not isinstance(size, int):
+        raise refuse(UNSUPPORTED_OP, "one entry of a dimension of dynamic size is written")
+    index %= size
+    return _slice_scatter(space, target, a, space.unsqueeze(b, dim % len(a.dims)), dim, index, index + 1)
+
+
 @rule(aten.select.int)
 def _select(space: Space, target: Any, a: Value, dim: int, index: int) -> Value:
     size = space.length(a.dims[dim])
