@@ -19,6 +19,7 @@ import torch
 import torch.fx as fx
 from torch._dynamo.utils import counters
 
+from tenfuse.capture import door
 from tenfuse.capture.functional import functionalize
 from tenfuse.capture.loop import Loop
 from tenfuse.capture.roll import Kept, find_loops
@@ -30,6 +31,7 @@ from tenfuse.report.registry import record
 from tenfuse.report.report import LoopReport, Report
 from tenfuse.rewrite.assemble import Fused, assemble
 from tenfuse.rewrite.splice import lower, splice
+from tenfuse.rewrite.tree import restore
 from tenfuse.runtime.compile import compiler
 from tenfuse.runtime.op import kernel_name, launches, prepare
 from tenfuse.step.fission import split
@@ -38,6 +40,7 @@ from tenfuse.step.reader import read
 from tenfuse.step.show import formula
 
 log = logging.getLogger("tenfuse")
+door.install()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Outcome:
     loops: tuple[LoopReport, ...]
 
 
+@door.ours
 def tenfuse(
     gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Any = None, **kwargs: Any
 ) -> Callable[..., Any]:
@@ -72,6 +76,7 @@ def _inner(
     gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, **kwargs: Any
 ) -> Callable[..., Any]:
     """The inner compiler's callable for ``gm``."""
+    gm = restore(gm)
     if options.inner == "inductor":
         from torch._inductor.compile_fx import compile_fx
 
@@ -92,12 +97,13 @@ def explain_backend(
     """
     chosen = Options.of(options)
 
+    @door.ours
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         outcome = transform(gm, chosen, build=False)
         sink.extend(outcome.loops)
         if graphs is not None:
             graphs.append((_text(gm), _text(outcome.graph)))
-        return gm.forward
+        return restore(gm).forward
 
     return backend
 
@@ -222,8 +228,7 @@ def _autocast(loop: Loop, gm: fx.GraphModule) -> contextlib.AbstractContextManag
 def _steps(loop: Loop) -> int:
     if isinstance(loop.steps, int):
         return loop.steps
-    value: Any = loop.steps.meta.get("example_value")
-    return int(value.node.hint) if isinstance(value, torch.SymInt) else int(value)
+    return int(loop.steps.node.hint)
 
 
 def _kernels(fused: Fused, build: bool) -> tuple[tuple[str, str, str], ...]:

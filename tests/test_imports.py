@@ -32,6 +32,7 @@ BORDERS = {
     },
     "rewrite/join.py": {"tenfuse.capture.record"},
     "rewrite/splice.py": {"tenfuse.capture.record"},
+    "rewrite/tree.py": {"tenfuse.capture.record"},
 }  # fmt: skip
 """Every other crossing from a stage into an earlier one; a new one is a decision."""
 
