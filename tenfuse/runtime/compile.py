@@ -24,8 +24,17 @@ from tenfuse.reasons import COMPILE_FAILED, NO_COMPILER, refuse
 from tenfuse.runtime import cache
 
 FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-w",
-    "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition",
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+    "-w",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-semantic-interposition",
 )
 """Nothing here changes what NaN, infinities and signed zeros do."""
 
@@ -56,8 +65,11 @@ def _probe(named: str, search: str) -> Compiler:
         try:
             version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60)
             macros = subprocess.run(
-                [path, "-march=native", "-dM", "-E", "-x", "c++", "-"], input="",
-                capture_output=True, text=True, timeout=60,
+                [path, "-march=native", "-dM", "-E", "-x", "c++", "-"],
+                input="",
+                capture_output=True,
+                text=True,
+                timeout=60,
             )
         except (OSError, subprocess.SubprocessError):
             continue
@@ -103,7 +115,9 @@ def _compile(tool: Compiler, text: Path, library: Path) -> None:
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if re.search(r"\berror\b", line)]
         what = (lines or done.stderr.splitlines() or ["no message"])[0]
-        raise refuse(COMPILE_FAILED, f"the C++ compiler rejected a generated kernel: {what.split(': ', 1)[-1]}")
+        raise refuse(
+            COMPILE_FAILED, f"the C++ compiler rejected a generated kernel: {what.split(': ', 1)[-1]}"
+        )
 
 
 _loaded: dict[str, Any] = {}

@@ -19,7 +19,10 @@ from tenfuse.runtime.compile import compiler, load
 from tenfuse.step.program import AxisName
 
 DTYPES = {
-    "f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16,
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
     "bool": torch.bool,
 }
 _RESULTS = ("final", "out")
@@ -36,17 +39,22 @@ class Launcher:
         known = {**second, **kernel.program.sizes}
         self._names = tuple(sorted(known))
         self._static = tuple(known[a] for a in self._names)
-        self._dynamic = frozenset(kernel.program.dynamic) | (kernel.recompute.dynamic if kernel.recompute else frozenset())
+        self._dynamic = frozenset(kernel.program.dynamic) | (
+            kernel.recompute.dynamic if kernel.recompute else frozenset()
+        )
         self._ranks = tuple(len(o.axes) + timed(kernel, o) for o in kernel.operands)
         self._unit = tuple(
             (i, o.axes.index(o.unit) + timed(kernel, o))
-            for i, o in enumerate(kernel.operands) if o.unit in o.axes
+            for i, o in enumerate(kernel.operands)
+            if o.unit in o.axes
         )
         self._pointers = ctypes.c_void_p * max(1, len(kernel.operands))
         self._strides: dict[tuple[tuple[int, ...], ...], ctypes.Array[ctypes.c_int64]] = {}
         self._sizes: dict[tuple[int, ...], ctypes.Array[ctypes.c_int64]] = {}
 
-    def __call__(self, tensors: Sequence[torch.Tensor], steps: int, sizes: Mapping[AxisName, int] | None = None) -> None:
+    def __call__(
+        self, tensors: Sequence[torch.Tensor], steps: int, sizes: Mapping[AxisName, int] | None = None
+    ) -> None:
         """Run ``steps`` steps; ``tensors`` stand in the order of ``kernel.operands``."""
         given = self._axis_sizes(sizes or {})
         strides = tuple([x.stride() for x in tensors])
@@ -79,7 +87,9 @@ class Launcher:
             found = self._sizes[given] = (ctypes.c_int64 * max(1, len(given)))(*given)
         return found
 
-    def _stride_array(self, strides: tuple[tuple[int, ...], ...], remember: bool) -> ctypes.Array[ctypes.c_int64]:
+    def _stride_array(
+        self, strides: tuple[tuple[int, ...], ...], remember: bool
+    ) -> ctypes.Array[ctypes.c_int64]:
         flat = [s for each in strides for s in each]
         found = (ctypes.c_int64 * max(1, len(flat)))(*flat)
         if remember:

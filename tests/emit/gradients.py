@@ -21,12 +21,18 @@ def reference(program, inits, xs, invariants, steps, reverse, last, seeds):
     leaves |= {("invariant", i): t.double().requires_grad_() for i, t in invariants.items()}
     values = {i: leaves.get(("stream", i), x) for i, x in xs.items()}
     finals, ys = interpret.scan(
-        program, [leaves["carry", i] for i in range(len(inits))], values,
-        {i: leaves["invariant", i] for i in invariants}, steps, reverse,
+        program,
+        [leaves["carry", i] for i in range(len(inits))],
+        values,
+        {i: leaves["invariant", i] for i in invariants},
+        steps,
+        reverse,
     )
     loss = sum((a * b).sum() for a, b in zip(finals + ys, last + seeds, strict=True))
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), grads, strict=True)}
+    return {
+        k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(leaves.items(), grads, strict=True)
+    }
 
 
 def summed(term, outs, program, axes):
@@ -51,14 +57,30 @@ def derived(program, steps, chunk, compute="f32", reverse=False, seed=0, bools=(
     )
     gen = torch.Generator().manual_seed(seed + 1)
     size = program.sizes
-    seeds = [torch.randn([steps, *[size[a] for a in o.axes]], generator=gen, dtype=torch.float64) for o in program.outs]
-    last = [torch.randn([size[a] for a in c.axes], generator=gen, dtype=torch.float64) for c in program.carries]
+    seeds = [
+        torch.randn([steps, *[size[a] for a in o.axes]], generator=gen, dtype=torch.float64)
+        for o in program.outs
+    ]
+    last = [
+        torch.randn([size[a] for a in c.axes], generator=gen, dtype=torch.float64) for c in program.carries
+    ]
     wanted = reference(program, inits, xs, invariants, steps, reverse, last, seeds)
     floats = [i for i in xs if i not in bools]
     back = adjoint(program, floats, list(invariants))
     kernel, tensors, finals, outs, checks = _kernel(
-        program, back, steps, chunk, compute, reverse, inits, xs, invariants, saves,
-        [t.to(dtype) for t in last], [t.to(dtype) for t in seeds], bools,
+        program,
+        back,
+        steps,
+        chunk,
+        compute,
+        reverse,
+        inits,
+        xs,
+        invariants,
+        saves,
+        [t.to(dtype) for t in last],
+        [t.to(dtype) for t in seeds],
+        bools,
     )
     Launcher(kernel)(tensors, steps)
     assert all(ok() for ok in checks), "a red zone was written"
@@ -104,5 +126,11 @@ def _kernel(program, back, steps, chunk, compute, reverse, inits, xs, invariants
     if recompute is not None:
         for i, c in enumerate(program.carries):
             add("save", i, c.axes, saves[i])
-        return Kernel(back.program, tuple(operands), compute, reverse, chunk, recompute), tensors, finals, outs, checks
+        return (
+            Kernel(back.program, tuple(operands), compute, reverse, chunk, recompute),
+            tensors,
+            finals,
+            outs,
+            checks,
+        )
     return Kernel(back.program, tuple(operands), compute, not reverse), tensors, finals, outs, checks

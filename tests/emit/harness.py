@@ -43,7 +43,19 @@ def names(program, kind):
     return program.inputs(kind)
 
 
-def forward(program, T, dtype="f32", compute="f32", style="plain", reverse=False, checkpoint=0, seed=0, sizes=None, bools=(), special=None):
+def forward(
+    program,
+    T,
+    dtype="f32",
+    compute="f32",
+    style="plain",
+    reverse=False,
+    checkpoint=0,
+    seed=0,
+    sizes=None,
+    bools=(),
+    special=None,
+):
     """The kernel's results, the interpreter's in fp64 on the same inputs, and the kernel's inputs."""
     gen = torch.Generator().manual_seed(seed)
     size = {**program.sizes, **(sizes or {})}
@@ -121,19 +133,32 @@ def backward(forward_program, adjoint, T, chunk, compute="f32", reverse=False, s
         forward_program, T, compute, compute, reverse=reverse, checkpoint=chunk, seed=seed
     )
     size = forward_program.sizes
-    seeds = [torch.randn([T, *[size[a] for a in o.axes]], generator=gen, dtype=torch.float64) for o in forward_program.outs]
-    last = [torch.randn([size[a] for a in c.axes], generator=gen, dtype=torch.float64) for c in forward_program.carries]
+    seeds = [
+        torch.randn([T, *[size[a] for a in o.axes]], generator=gen, dtype=torch.float64)
+        for o in forward_program.outs
+    ]
+    last = [
+        torch.randn([size[a] for a in c.axes], generator=gen, dtype=torch.float64)
+        for c in forward_program.carries
+    ]
     leaves = {("carry", i): t.double().requires_grad_() for i, t in enumerate(inits)}
     leaves |= {("stream", i): t.double().requires_grad_() for i, t in xs.items()}
     leaves |= {("invariant", i): t.double().requires_grad_() for i, t in invariants.items()}
     got = interpret.scan(
-        forward_program, [leaves["carry", i] for i in range(len(inits))],
-        {i: leaves["stream", i] for i in xs}, {i: leaves["invariant", i] for i in invariants}, T, reverse,
+        forward_program,
+        [leaves["carry", i] for i in range(len(inits))],
+        {i: leaves["stream", i] for i in xs},
+        {i: leaves["invariant", i] for i in invariants},
+        T,
+        reverse,
     )
     loss = sum((a * b).sum() for a, b in zip(got[0] + got[1], last + seeds, strict=True))
-    grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True))
+    grads = dict(
+        zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True)
+    )
 
     operands, tensors, checks = [], [], []
+
     def add(role, index, axes, tensor):
         operands.append(Operand(role, index, compute, axes, axes[-1] if axes else None))
         tensors.append(tensor)

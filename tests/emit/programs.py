@@ -21,7 +21,11 @@ def ema(B=3, D=20, dynamic=()):
 def ema_adjoint(B=3, D=20):
     """dh <- a (dh + dy); da = (dh + dy) h_prev; dx = dh + dy."""
     b = Builder()
-    dh, a, dy = b.input("carry", 0, ("b", "d")), b.input("stream", 0, ("b", "d")), b.input("stream", 2, ("b", "d"))
+    dh, a, dy = (
+        b.input("carry", 0, ("b", "d")),
+        b.input("stream", 0, ("b", "d")),
+        b.input("stream", 2, ("b", "d")),
+    )
     h = b.input("state", 0, ("b", "d"))
     g = b.call("add", dh, dy)
     outs = [OutSpec(b.call("mul", g, h), ("b", "d")), OutSpec(g, ("b", "d"))]
@@ -45,7 +49,11 @@ def ten(B=5, K=24, read_after=False):
 def ten_adjoint(B=5, K=24):
     b = Builder()
     dp, dq = b.input("carry", 0, ("b", "j")), b.input("carry", 1, ("b", "j"))
-    c, s, r = b.input("invariant", 0, ("k",)), b.input("invariant", 1, ("k",)), b.input("invariant", 2, ("k", "j"))
+    c, s, r = (
+        b.input("invariant", 0, ("k",)),
+        b.input("invariant", 1, ("k",)),
+        b.input("invariant", 2, ("k", "j")),
+    )
     x, dy = b.input("stream", 0, ("b", "k")), b.input("stream", 1, ("b", "j"))
     re, im = b.input("state", 0, ("b", "k")), b.input("state", 1, ("b", "k"))
     u = b.call("add", b.call("sub", b.call("mul", c, re), b.call("mul", s, im)), x)
@@ -59,37 +67,57 @@ def ten_adjoint(B=5, K=24):
     ds = b.call("sub", b.call("mul", re, dv), b.call("mul", im, du))
     dr = b.call("add", b.call("mul", u, g), b.call("mul", v, dq))
     carries = [CarrySpec(("b", "j"), dre, ("b", "k")), CarrySpec(("b", "j"), dim, ("b", "k"))]
-    outs = [OutSpec(du, ("b", "k")), OutSpec(dc, ("b", "k"), True), OutSpec(ds, ("b", "k"), True),
-            OutSpec(dr, ("b", "k", "j"), True)]
+    outs = [
+        OutSpec(du, ("b", "k")),
+        OutSpec(dc, ("b", "k"), True),
+        OutSpec(ds, ("b", "k"), True),
+        OutSpec(dr, ("b", "k", "j"), True),
+    ]
     return _done(b, dict(b=B, k=K, j=K), carries, outs)
 
 
 def attention(B=2, K=12, V=20):
     b = Builder()
     s = b.input("carry", 0, ("b", "k", "v"))
-    q, k, v = b.input("stream", 0, ("b", "k")), b.input("stream", 1, ("b", "k")), b.input("stream", 2, ("b", "v"))
+    q, k, v = (
+        b.input("stream", 0, ("b", "k")),
+        b.input("stream", 1, ("b", "k")),
+        b.input("stream", 2, ("b", "v")),
+    )
     n = b.call("add", s, b.call("mul", k, v))
     o = b.contract(b.call("mul", q, n), "k")
-    return _done(b, dict(b=B, k=K, v=V), [CarrySpec(("b", "k", "v"), n, ("b", "k", "v"))], [OutSpec(o, ("b", "v"))])
+    return _done(
+        b, dict(b=B, k=K, v=V), [CarrySpec(("b", "k", "v"), n, ("b", "k", "v"))], [OutSpec(o, ("b", "v"))]
+    )
 
 
 def delta(B=2, K=16, V=20):
     b = Builder()
     s = b.input("carry", 0, ("b", "k", "v"))
-    q, k, v = b.input("stream", 0, ("b", "k")), b.input("stream", 1, ("b", "k")), b.input("stream", 2, ("b", "v"))
+    q, k, v = (
+        b.input("stream", 0, ("b", "k")),
+        b.input("stream", 1, ("b", "k")),
+        b.input("stream", 2, ("b", "v")),
+    )
     beta, g = b.input("stream", 3, ("b",)), b.input("stream", 4, ("b",))
     held = b.call("mul", g, s)
     w = b.contract(b.call("mul", k, held), "k")
     u = b.call("mul", beta, b.call("sub", v, w))
     n = b.call("add", held, b.call("mul", k, u))
     o = b.contract(b.call("mul", q, n), "k")
-    return _done(b, dict(b=B, k=K, v=V), [CarrySpec(("b", "k", "v"), n, ("b", "k", "v"))], [OutSpec(o, ("b", "v"))])
+    return _done(
+        b, dict(b=B, k=K, v=V), [CarrySpec(("b", "k", "v"), n, ("b", "k", "v"))], [OutSpec(o, ("b", "v"))]
+    )
 
 
 def delta_adjoint(B=2, K=16, V=20):
     b = Builder()
     ds = b.input("carry", 0, ("b", "k", "v"))
-    q, k, v = b.input("stream", 0, ("b", "k")), b.input("stream", 1, ("b", "k")), b.input("stream", 2, ("b", "v"))
+    q, k, v = (
+        b.input("stream", 0, ("b", "k")),
+        b.input("stream", 1, ("b", "k")),
+        b.input("stream", 2, ("b", "v")),
+    )
     beta, g, do = b.input("stream", 3, ("b",)), b.input("stream", 4, ("b",)), b.input("stream", 5, ("b", "v"))
     s = b.input("state", 0, ("b", "k", "v"))
     held = b.call("mul", g, s)
@@ -104,9 +132,16 @@ def delta_adjoint(B=2, K=16, V=20):
     dk = b.contract(b.call("add", b.call("mul", dn, u), b.call("mul", held, dw)), "v")
     dbeta = b.contract(b.call("mul", du, e), "v")
     dg = b.contract(b.call("mul", dheld, s), "k", "v")
-    outs = [OutSpec(dq, ("b", "k")), OutSpec(dk, ("b", "k")), OutSpec(b.call("neg", dw), ("b", "v")),
-            OutSpec(dbeta, ("b",)), OutSpec(dg, ("b",))]
-    return _done(b, dict(b=B, k=K, v=V), [CarrySpec(("b", "k", "v"), b.call("mul", g, dheld), ("b", "k", "v"))], outs)
+    outs = [
+        OutSpec(dq, ("b", "k")),
+        OutSpec(dk, ("b", "k")),
+        OutSpec(b.call("neg", dw), ("b", "v")),
+        OutSpec(dbeta, ("b",)),
+        OutSpec(dg, ("b",)),
+    ]
+    return _done(
+        b, dict(b=B, k=K, v=V), [CarrySpec(("b", "k", "v"), b.call("mul", g, dheld), ("b", "k", "v"))], outs
+    )
 
 
 def scan(B=2, D=9, N=16):
@@ -121,7 +156,11 @@ def scan(B=2, D=9, N=16):
 
 def rnn(B=3, K=20):
     b = Builder()
-    h, w, x = b.input("carry", 0, ("b", "k")), b.input("invariant", 0, ("k", "j")), b.input("stream", 0, ("b", "j"))
+    h, w, x = (
+        b.input("carry", 0, ("b", "k")),
+        b.input("invariant", 0, ("k", "j")),
+        b.input("stream", 0, ("b", "j")),
+    )
     y = b.call("tanh", b.call("add", b.contract(b.call("mul", h, w), "k"), x))
     return _done(b, dict(b=B, k=K, j=K), [CarrySpec(("b", "k"), y, ("b", "j"))], [OutSpec(y, ("b", "j"))])
 
@@ -142,7 +181,11 @@ def lstm(B=3, K=20):
 
 def viterbi(B=3, K=18):
     b = Builder()
-    h, w, x = b.input("carry", 0, ("b", "k")), b.input("invariant", 0, ("k", "j")), b.input("stream", 0, ("b", "j"))
+    h, w, x = (
+        b.input("carry", 0, ("b", "k")),
+        b.input("invariant", 0, ("k", "j")),
+        b.input("stream", 0, ("b", "j")),
+    )
     y = b.call("add", b.contract(b.call("add", h, w), "k", op="max"), x)
     return _done(b, dict(b=B, k=K, j=K), [CarrySpec(("b", "k"), y, ("b", "j"))], [OutSpec(y, ("b", "j"))])
 
@@ -159,17 +202,27 @@ def masked(B=3, D=21):
 def normalised(B=2, K=9, V=21):
     """S <- S a + k v; S / (|S| + eps): a full contraction, then the same axes again."""
     b = Builder()
-    s, k, v = b.input("carry", 0, ("b", "k", "v")), b.input("stream", 0, ("b", "k")), b.input("stream", 1, ("b", "v"))
+    s, k, v = (
+        b.input("carry", 0, ("b", "k", "v")),
+        b.input("stream", 0, ("b", "k")),
+        b.input("stream", 1, ("b", "v")),
+    )
     n = b.call("add", b.call("mul", b.const(0.9), s), b.call("mul", k, v))
     norm = b.call("add", b.call("sqrt", b.contract(b.call("mul", n, n), "k", "v")), b.const(1e-8))
     y = b.call("div", n, norm)
-    return _done(b, dict(b=B, k=K, v=V), [CarrySpec(("b", "k", "v"), y, ("b", "k", "v"))], [OutSpec(norm, ("b",))])
+    return _done(
+        b, dict(b=B, k=K, v=V), [CarrySpec(("b", "k", "v"), y, ("b", "k", "v"))], [OutSpec(norm, ("b",))]
+    )
 
 
 def softmax(B=2, K=19):
     """A heavy value that two later sweeps need, and an output over fewer axes."""
     b = Builder()
-    h, w, x = b.input("carry", 0, ("b", "k")), b.input("invariant", 0, ("k", "j")), b.input("stream", 0, ("b", "k"))
+    h, w, x = (
+        b.input("carry", 0, ("b", "k")),
+        b.input("invariant", 0, ("k", "j")),
+        b.input("stream", 0, ("b", "k")),
+    )
     z = b.call("add", h, x)
     e = b.call("exp", b.call("sub", z, b.contract(z, "k", op="max")))
     p = b.call("div", e, b.contract(e, "k"))
@@ -186,7 +239,11 @@ def swap(B=2, D=18):
     s = b.call("add", p, b.call("mul", x, r))
     axes = ("b", "d")
     carries = [CarrySpec(axes, q, axes), CarrySpec(axes, s, axes), CarrySpec(axes, x, axes)]
-    outs = [OutSpec(x, ("b", "d")), OutSpec(b.const(2.0), ("b",)), OutSpec(b.call("mul", q, q), ("b", "d"), True)]
+    outs = [
+        OutSpec(x, ("b", "d")),
+        OutSpec(b.const(2.0), ("b",)),
+        OutSpec(b.call("mul", q, q), ("b", "d"), True),
+    ]
     return _done(b, dict(b=B, d=D), carries, outs)
 
 
@@ -197,7 +254,9 @@ def transposed(B=2, K=17):
     x, x2 = b.input("stream", 0, ("b", "k")), b.input("stream", 0, ("b", "j"))
     n = b.call("add", b.call("mul", b.const(0.3), b.call("add", s, t)), b.call("mul", x, x2))
     y = b.contract(b.call("mul", n, x), "k")
-    return _done(b, dict(b=B, k=K, j=K), [CarrySpec(("b", "k", "j"), n, ("b", "k", "j"))], [OutSpec(y, ("b", "j"))])
+    return _done(
+        b, dict(b=B, k=K, j=K), [CarrySpec(("b", "k", "j"), n, ("b", "k", "j"))], [OutSpec(y, ("b", "j"))]
+    )
 
 
 def bilinear(B=2, K=17, V=33):
@@ -206,11 +265,34 @@ def bilinear(B=2, K=17, V=33):
     s = b.input("carry", 0, ("b", "k", "v"))
     k, v = b.input("stream", 0, ("b", "k")), b.input("stream", 1, ("b", "v"))
     left, right = b.contract(b.call("mul", s, v), "v"), b.contract(b.call("mul", s, k), "k")
-    n = b.call("add", b.call("mul", b.const(0.5), s), b.call("mul", b.call("tanh", left), b.call("sin", right)))
+    n = b.call(
+        "add", b.call("mul", b.const(0.5), s), b.call("mul", b.call("tanh", left), b.call("sin", right))
+    )
     axes = ("b", "k", "v")
-    return _done(b, dict(b=B, k=K, v=V), [CarrySpec(axes, n, axes)], [OutSpec(left, ("b", "k")), OutSpec(right, ("b", "v"))])
+    return _done(
+        b,
+        dict(b=B, k=K, v=V),
+        [CarrySpec(axes, n, axes)],
+        [OutSpec(left, ("b", "k")), OutSpec(right, ("b", "v"))],
+    )
 
 
-FORWARD = {f.__name__: f for f in (
-    ema, ten, attention, delta, scan, rnn, lstm, viterbi, masked, normalised, softmax, swap, transposed, bilinear,
-)}
+FORWARD = {
+    f.__name__: f
+    for f in (
+        ema,
+        ten,
+        attention,
+        delta,
+        scan,
+        rnn,
+        lstm,
+        viterbi,
+        masked,
+        normalised,
+        softmax,
+        swap,
+        transposed,
+        bilinear,
+    )
+}

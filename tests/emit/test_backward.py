@@ -13,7 +13,11 @@ from harness import backward
 
 CASES = {
     "ema": (programs.ema, programs.ema_adjoint, [("stream", 0), ("stream", 1)]),
-    "ten": (programs.ten, programs.ten_adjoint, [("stream", 0), ("invariant", 0), ("invariant", 1), ("invariant", 2)]),
+    "ten": (
+        programs.ten,
+        programs.ten_adjoint,
+        [("stream", 0), ("invariant", 0), ("invariant", 1), ("invariant", 2)],
+    ),
     "delta": (programs.delta, programs.delta_adjoint, [("stream", i) for i in range(5)]),
 }
 

@@ -16,7 +16,8 @@ from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.program import Builder, OutSpec, StepProgram
 
 INF, NAN = float("inf"), float("nan")
-SPECIAL = [0.0, -0.0, 1.0, -1.0, INF, -INF, NAN, 1e-30, -1e-30, 1e-40, 88.0, 89.5, -87.0, -95.0, -104.0, 127.9,
+SPECIAL = [0.0, -0.0,
+           1.0, -1.0, INF, -INF, NAN, 1e-30, -1e-30, 1e-40, 88.0, 89.5, -87.0, -95.0, -104.0, 127.9,
            128.1, 0.5, -0.5, 2.5, 3.5, 1e30, -1e30, 65504.0, 65519.0, 65520.0, 3.4e38]  # fmt: skip
 ULPS = {"pow": 4, "logaddexp": 4, "tanh": 3, "log1p": 4, "expm1": 4, "sigmoid": 4, "exp2": 3, "log2": 4}
 
@@ -27,22 +28,33 @@ def apply(fn, args, compute, scalar=False):
     axes = ("b",) if scalar else ("d",)
     y = b.call(fn, *(b.input("stream", i, axes) for i in range(len(args))))
     n = args[0].numel()
-    program = StepProgram(tuple(b.nodes), {axes[0]: n}, (), (OutSpec(y, axes),), frozenset({"b"} if scalar else ()))
+    program = StepProgram(
+        tuple(b.nodes), {axes[0]: n}, (), (OutSpec(y, axes),), frozenset({"b"} if scalar else ())
+    )
     unit = None if scalar else "d"
     out = torch.empty(1, n, dtype=DTYPES[compute])
-    operands = [Operand("stream", i, compute, axes, unit) for i in range(len(args))] + [Operand("out", 0, compute, axes, unit)]
-    Launcher(Kernel(program, tuple(operands), compute))([*(a[None].contiguous() for a in args), out], 1, {"b": n})
+    operands = [Operand("stream", i, compute, axes, unit) for i in range(len(args))] + [
+        Operand("out", 0, compute, axes, unit)
+    ]
+    Launcher(Kernel(program, tuple(operands), compute))(
+        [*(a[None].contiguous() for a in args), out], 1, {"b": n}
+    )
     return out[0]
 
 
 def inputs(fn, arity, dtype):
     gen = torch.Generator().manual_seed(3)
     special = torch.tensor(SPECIAL, dtype=torch.float64)
-    wide = torch.cat([special] + [torch.randn(257, generator=gen, dtype=torch.float64) * s for s in (1e-3, 0.3, 3.0, 40.0)])
+    wide = torch.cat(
+        [special] + [torch.randn(257, generator=gen, dtype=torch.float64) * s for s in (1e-3, 0.3, 3.0, 40.0)]
+    )
     if arity == 1:
         return [wide.to(dtype)]
     other = wide[torch.randperm(len(wide), generator=gen)]
-    pairs = [torch.cat([wide, special.repeat_interleave(len(SPECIAL))]), torch.cat([other, special.repeat(len(SPECIAL))])]
+    pairs = [
+        torch.cat([wide, special.repeat_interleave(len(SPECIAL))]),
+        torch.cat([other, special.repeat(len(SPECIAL))]),
+    ]
     if fn == "pow":
         pairs[0] = torch.where(torch.rand(len(pairs[0]), generator=gen) < 0.5, pairs[0].abs(), pairs[0])
     if arity == 3:
@@ -87,17 +99,23 @@ def test_rounding(name, dtype):
 @pytest.mark.parametrize("fn", ["exp", "log", "tanh", "sigmoid", "sin", "sqrt", "maximum", "where", "lt"])
 def test_numbers_and_vectors_agree(fn):
     args = inputs(fn, FUNCTIONS[fn].arity, torch.float32)
-    torch.testing.assert_close(apply(fn, args, "f32"), apply(fn, args, "f32", scalar=True), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        apply(fn, args, "f32"), apply(fn, args, "f32", scalar=True), rtol=0, atol=0, equal_nan=True
+    )
 
 
 def test_constants():
     b = Builder()
     x = b.input("stream", 0, ("d",))
-    outs = [OutSpec(b.call("add", x, b.const(c)), ("d",)) for c in (math.pi, -2.5, INF, -INF, NAN, 1e-45, -0.0)]
+    outs = [
+        OutSpec(b.call("add", x, b.const(c)), ("d",)) for c in (math.pi, -2.5, INF, -INF, NAN, 1e-45, -0.0)
+    ]
     program = StepProgram(tuple(b.nodes), {"d": 5}, (), tuple(outs))
     value = torch.full((1, 5), 1.0)
     results = [torch.empty(1, 5) for _ in outs]
-    operands = [Operand("stream", 0, "f32", ("d",), "d")] + [Operand("out", i, "f32", ("d",), "d") for i in range(len(outs))]
+    operands = [Operand("stream", 0, "f32", ("d",), "d")] + [
+        Operand("out", i, "f32", ("d",), "d") for i in range(len(outs))
+    ]
     Launcher(Kernel(program, tuple(operands)))([value, *results], 1)
     for got, c in zip(results, (math.pi, -2.5, INF, -INF, NAN, 1e-45, -0.0), strict=True):
         torch.testing.assert_close(got, value + c, rtol=0, atol=0, equal_nan=True)

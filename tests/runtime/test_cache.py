@@ -62,7 +62,7 @@ def test_killed_in_the_middle(folder):
         "import time; from tenfuse.runtime import cache\n"
         "def slow(text, library):\n"
         "    library.write_bytes(b'half'); print('now', flush=True); time.sleep(60)\n"
-        f"cache.fetch('k' * 64, 'x', slow)\n"
+        "cache.fetch('k' * 64, 'x', slow)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "now\n"

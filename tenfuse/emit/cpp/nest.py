@@ -66,8 +66,11 @@ class NestWriter:
     """Writes one nest; ``read(ref)`` and ``write(store)`` say where values lie."""
 
     def __init__(
-        self, scheduler: Scheduler, nest: Nest,
-        read: Callable[[Ref], Access], write: Callable[[Store], Access],
+        self,
+        scheduler: Scheduler,
+        nest: Nest,
+        read: Callable[[Ref], Access],
+        write: Callable[[Store], Access],
         adds: frozenset[tuple[str, int]] = frozenset(),
     ) -> None:
         self.s, self.nest = scheduler, nest
@@ -91,7 +94,11 @@ class NestWriter:
             if ref in self.nest.reductions and ref not in self.nest.kept:
                 late.add(ref)
                 continue
-            if isinstance(node, Pointwise) and ref not in self.nest.kept and any(a in late for a in node.args):
+            if (
+                isinstance(node, Pointwise)
+                and ref not in self.nest.kept
+                and any(a in late for a in node.args)
+            ):
                 late.add(ref)
                 self.after[self._level(ref)].append(ref)
             else:
@@ -121,7 +128,9 @@ class NestWriter:
         access = self.write(Store(ref, self.s.axes[ref], ("scratch", ref)))
         node = self.nodes[ref]
         assert isinstance(node, Contract)
-        self.put(f"for (int64_t z = 0; z < {access.pointer}_size; z++) {access.pointer}[z] = {_IDENTITY[node.op]};")
+        self.put(
+            f"for (int64_t z = 0; z < {access.pointer}_size; z++) {access.pointer}[z] = {_IDENTITY[node.op]};"
+        )
 
     def _scope(self, level: int) -> None:
         """Everything at one level: values, inner loops, finished contractions, stores."""
@@ -134,7 +143,10 @@ class NestWriter:
             self._declare(ref)
         if level < len(self.nest.order):
             self._loops(level)
-        self._finish([r for r in self.nest.reductions if r not in self.nest.memory and self._level(r) == level], waiting)
+        self._finish(
+            [r for r in self.nest.reductions if r not in self.nest.memory and self._level(r) == level],
+            waiting,
+        )
         for ref in self.after[level]:
             self._define(ref)
         for store in self.nest.stores:
@@ -160,7 +172,9 @@ class NestWriter:
         if many > 1 or lanes == 1:
             step = lanes
             if lanes > 1:
-                self._block(level, axis, f"for (; {var} + {lanes} <= {role.extent}; {var} += {lanes})", [Entry(var)])
+                self._block(
+                    level, axis, f"for (; {var} + {lanes} <= {role.extent}; {var} += {lanes})", [Entry(var)]
+                )
             else:
                 self._block(level, axis, f"for (; {var} < {role.extent}; {var} += {step})", [Entry(var)])
         if lanes > 1:
@@ -173,7 +187,9 @@ class NestWriter:
             self._block(level, axis, "", [Entry("0", u * lanes) for u in range(many)])
         elif whole:
             entries = [Entry(var, u * lanes) for u in range(many)]
-            self._block(level, axis, f"for (int64_t {var} = 0; {var} < {whole * stride}; {var} += {stride})", entries)
+            self._block(
+                level, axis, f"for (int64_t {var} = 0; {var} < {whole * stride}; {var} += {stride})", entries
+            )
         if rest:
             base, last = whole * stride, -(-rest // lanes) - 1
             entries = [Entry(str(base), u * lanes) for u in range(last + 1)]
@@ -298,7 +314,9 @@ class NestWriter:
         vector = self._vector(store.axes)
         for at in self._combos(store.axes):
             value = self._number(store.ref, at, vector)
-            self._put_value(access, store.axes, at, value, store.target[0] == "sum" or store.target in self.adds)
+            self._put_value(
+                access, store.axes, at, value, store.target[0] == "sum" or store.target in self.adds
+            )
 
     def _put_value(self, access: Access, axes: frozenset[AxisName], at: Combo, value: str, add: bool) -> None:
         address, stride, count = self._address(access, at)

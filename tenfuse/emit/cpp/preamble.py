@@ -90,7 +90,10 @@ FN V ld(const T* p) { return *(const VU*)p; }
 FN V ld(const @OTHER* p) { V r; for (int i = 0; i < W; i++) r[i] = (T)p[i]; return r; }
 FN V ld(const bf16* p) { return up(widen(__builtin_convertvector((VH)*(const VHU*)p, VW))); }
 FN V ld(const f16* p) { return up(half_up(__builtin_convertvector((VH)*(const VHU*)p, VW))); }
-FN V ld(const uint8_t* p) { VI b = __builtin_convertvector((VB)*(const VBU*)p, VI); return up(self(b != 0, (VF){} + 1.0f, (VF){})); }
+FN V ld(const uint8_t* p) {
+  VI b = __builtin_convertvector((VB)*(const VBU*)p, VI);
+  return up(self(b != 0, (VF){} + 1.0f, (VF){}));
+}
 FN T ld1(const T* p) { return *p; }
 FN T ld1(const @OTHER* p) { return (T)*p; }
 FN T ld1(const bf16* p) { uint32_t u = (uint32_t)p->bits << 16; float f; memcpy(&f, &u, 4); return (T)f; }
@@ -248,11 +251,15 @@ FN V vtanh(V x) {
   V near = p * z * x + x, far = 1.0f - 2.0f / (vexp(a + a) + 1.0f);
   return sel(x != x, x, sel(a < bc(0.625f), near, with_sign(far, x)));
 }
-FN V turn(V x, V n, V r) { r = x - n * 1.5703125f; r = r - n * 4.837512969970703125e-4f; return r - n * 7.54978995489188216e-8f; }
+FN V turn(V x, V n) {
+  V r = x - n * 1.5703125f;
+  r = r - n * 4.837512969970703125e-4f;
+  return r - n * 7.54978995489188216e-8f;
+}
 FN V wave(V x, I shift) {  // sin(x + shift pi/2)
   V r = x * 0.636619772367581343f + MAGIC, n = r - MAGIC;
   M q = (M)r - (M)bc(MAGIC) + shift;
-  V f = turn(x, n, r), z = f * f;
+  V f = turn(x, n), z = f * f;
   V s = z * -1.9515295891e-4f + 8.3321608736e-3f;
   s = (s * z - 1.6666654611e-1f) * z * f + f;
   V c = z * 2.443315711809948e-5f - 1.388731625493765e-3f;
@@ -260,7 +267,12 @@ FN V wave(V x, I shift) {  // sin(x + shift pi/2)
   V y = sel((q & 1) != 0, c, s);
   return (V)((M)y ^ ((q & 2) << 30));
 }
-FN bool beyond(V x) { M m = ~(vabs(x) < bc(4000.0f)); I any = 0; for (int i = 0; i < W; i++) any |= m[i]; return any != 0; }
+FN bool beyond(V x) {
+  M m = ~(vabs(x) < bc(4000.0f));
+  I any = 0;
+  for (int i = 0; i < W; i++) any |= m[i];
+  return any != 0;
+}
 EACH(sin_slow, __builtin_sinf)
 EACH(cos_slow, __builtin_cosf)
 FN V vsin(V x) { return __builtin_expect(beyond(x), 0) ? sin_slow(x) : sel(x == bc(0.0f), x, wave(x, 0)); }
@@ -270,7 +282,10 @@ SCALAR(vtanh) SCALAR(vsin) SCALAR(vcos)
 """
 
 _DERIVED = """
-FN V vsigmoid(V x) { V e = vexp(-vabs(x)); V r = 1 / (1 + e); return sel(x < bc((T)0), e * r, sel(x != x, x, r)); }
+FN V vsigmoid(V x) {
+  V e = vexp(-vabs(x)), r = 1 / (1 + e);
+  return sel(x < bc((T)0), e * r, sel(x != x, x, r));
+}
 FN T vsigmoid(T x) { return vsigmoid(bc(x))[0]; }
 FN V vlogaddexp(V a, V b) {
   V hi = vmax(a, b), d = -vabs(a - b);
@@ -286,7 +301,13 @@ FN T vrelu(T x) { return vmax(x, (T)0); }
 
 def _folds(lanes: int) -> str:
     """Horizontal sum, maximum and minimum by halving."""
-    lines = ["#if defined(__has_builtin)", "#if __has_builtin(__builtin_shufflevector)", "#define HALVES 1", "#endif", "#endif"]
+    lines = [
+        "#if defined(__has_builtin)",
+        "#if __has_builtin(__builtin_shufflevector)",
+        "#define HALVES 1",
+        "#endif",
+        "#endif",
+    ]
     for name, join in (("hsum", "{} + {}"), ("hmax", "vmax({}, {})"), ("hmin", "vmin({}, {})")):
         lines.append(f"FN T {name}(V x) {{")
         lines.append("#ifdef HALVES")
@@ -296,7 +317,9 @@ def _folds(lanes: int) -> str:
             lines.append(f"  x = {join.format('x', f'__builtin_shufflevector(x, x, {order})')};")
             width //= 2
         lines.append("  return x[0];\n#else")
-        lines.append(f"  T r = x[0]; for (int i = 1; i < W; i++) r = {join.format('r', 'x[i]')}; return r;\n#endif\n}}")
+        lines.append(
+            f"  T r = x[0]; for (int i = 1; i < W; i++) r = {join.format('r', 'x[i]')}; return r;\n#endif\n}}"
+        )
     return "\n".join(lines)
 
 
@@ -309,10 +332,16 @@ def _trees(lanes: int) -> str:
         high = [(i + lanes if i & width else i + width) for i in range(lanes)]
         pairs = [", ".join(map(str, order)) for order in (low, high)]
         lines += [
-            f"FN V join{width}(V x, V y) {{", "#ifdef HALVES",
-            f"  return __builtin_shufflevector(x, y, {pairs[0]}) + __builtin_shufflevector(x, y, {pairs[1]});",
-            "#else", f"  V r; for (int i = 0; i < W; i++) r[i] = i & {width} ? y[i & ~{width}] + y[i] : x[i] + x[i + {width}];",
-            "  return r;", "#endif", "}",
+            f"FN V join{width}(V x, V y) {{",
+            "#ifdef HALVES",
+            f"  V a = __builtin_shufflevector(x, y, {pairs[0]});",
+            f"  return a + __builtin_shufflevector(x, y, {pairs[1]});",
+            "#else",
+            "  V r; for (int i = 0; i < W; i++)",
+            f"  r[i] = i & {width} ? y[i & ~{width}] + y[i] : x[i] + x[i + {width}];",
+            "  return r;",
+            "#endif",
+            "}",
         ]
         width *= 2
     count = 2
@@ -350,20 +379,71 @@ def preamble(compute: str, lanes: int) -> str:
 
 
 _CALLS = {
-    "abs": "vabs", "sign": "vsign", "exp": "vexp", "exp2": "vexp2", "expm1": "vexpm1", "log": "vlog",
-    "log2": "vlog2", "log1p": "vlog1p", "sqrt": "vsqrt", "rsqrt": "vrsqrt", "sin": "vsin", "cos": "vcos",
-    "tanh": "vtanh", "sigmoid": "vsigmoid", "erf": "verf", "atan": "vatan", "atan2": "vatan2", "pow": "vpow",
-    "maximum": "vmax", "minimum": "vmin", "logaddexp": "vlogaddexp", "floor": "vfloor", "ceil": "vceil",
-    "trunc": "vtrunc", "round": "vround", "round_bf16": "round_bf16", "round_f16": "round_f16",
-    "round_f32": "round_f32", "root": "vsqrt", "clamp_min": "vmax", "clamp_max": "vmin", "relu": "vrelu",
+    "abs": "vabs",
+    "sign": "vsign",
+    "exp": "vexp",
+    "exp2": "vexp2",
+    "expm1": "vexpm1",
+    "log": "vlog",
+    "log2": "vlog2",
+    "log1p": "vlog1p",
+    "sqrt": "vsqrt",
+    "rsqrt": "vrsqrt",
+    "sin": "vsin",
+    "cos": "vcos",
+    "tanh": "vtanh",
+    "sigmoid": "vsigmoid",
+    "erf": "verf",
+    "atan": "vatan",
+    "atan2": "vatan2",
+    "pow": "vpow",
+    "maximum": "vmax",
+    "minimum": "vmin",
+    "logaddexp": "vlogaddexp",
+    "floor": "vfloor",
+    "ceil": "vceil",
+    "trunc": "vtrunc",
+    "round": "vround",
+    "round_bf16": "round_bf16",
+    "round_f16": "round_f16",
+    "round_f32": "round_f32",
+    "root": "vsqrt",
+    "clamp_min": "vmax",
+    "clamp_max": "vmin",
+    "relu": "vrelu",
     "softplus": "vsoftplus",
 }
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 BOOLEAN = frozenset(COMPARE) | {"logical_and", "logical_or", "logical_not", "isnan"}
-COSTS = {"div": 4, "sqrt": 6, "rsqrt": 8, "pow": 60, "atan2": 60, "erf": 40, "atan": 40, "logaddexp": 40, "root": 6}
-_CHEAP = frozenset(_INFIX) | BOOLEAN | {"neg", "abs", "sign", "maximum", "minimum", "where", "cut", "round_f32", "relu",
-                                   "clamp_min", "clamp_max"}
+COSTS = {
+    "div": 4,
+    "sqrt": 6,
+    "rsqrt": 8,
+    "pow": 60,
+    "atan2": 60,
+    "erf": 40,
+    "atan": 40,
+    "logaddexp": 40,
+    "root": 6,
+}
+_CHEAP = (
+    frozenset(_INFIX)
+    | BOOLEAN
+    | {
+        "neg",
+        "abs",
+        "sign",
+        "maximum",
+        "minimum",
+        "where",
+        "cut",
+        "round_f32",
+        "relu",
+        "clamp_min",
+        "clamp_max",
+    }
+)
 
 
 def cost(fn: str) -> int:

@@ -51,8 +51,13 @@ class Scheduler:
     """Builds the nests of one program."""
 
     def __init__(
-        self, kernel: Kernel, program: StepProgram, spaces: Spaces, isa: Isa,
-        last: dict[int, int], states: dict[int, int],
+        self,
+        kernel: Kernel,
+        program: StepProgram,
+        spaces: Spaces,
+        isa: Isa,
+        last: dict[int, int],
+        states: dict[int, int],
     ) -> None:
         self.kernel, self.program, self.spaces, self.isa = kernel, program, spaces, isa
         self.lanes = isa.lanes(kernel.compute)
@@ -62,12 +67,14 @@ class Scheduler:
         self.stage = self._stages()
         self.nests: list[Nest] = []
         self.contract_works = {
-            r: w for r, w in zip(
+            r: w
+            for r, w in zip(
                 (i for i, n in enumerate(program.nodes) if isinstance(n, Contract)),
-                works(kernel, program, last, states), strict=False,
+                works(kernel, program, last, states),
+                strict=False,
             )
         }
-        self.root_works = works(kernel, program, last, states)[len(self.contract_works):]
+        self.root_works = works(kernel, program, last, states)[len(self.contract_works) :]
 
     def _stages(self) -> list[int]:
         """How many contractions lie below each node."""
@@ -127,7 +134,9 @@ class Scheduler:
         middle = [x] if x else []
         x_first = x is not None and any(x in self.axes[r] and self.axes[r] != space for r in refs)
         whole = x is not None and self._fits(x)
-        order = [*middle, *outer, *rest] if whole else outer + middle + rest if x_first else outer + rest + middle
+        order = (
+            [*middle, *outer, *rest] if whole else outer + middle + rest if x_first else outer + rest + middle
+        )
         if x is not None and not whole and refs and x in kept_by_all and self.spaces.row in outer:
             # A block of the constant stays in the first-level cache while all rows pass over it.
             outer.remove(self.spaces.row)
@@ -146,7 +155,9 @@ class Scheduler:
     def _rank(self, axis: AxisName) -> tuple[int, int]:
         return (0 if axis == self.spaces.row else 1, self.spaces.axes[axis].id)
 
-    def _vector_axis(self, space: frozenset[AxisName], hints: list[Work], local: frozenset[AxisName]) -> AxisName | None:
+    def _vector_axis(
+        self, space: frozenset[AxisName], hints: list[Work], local: frozenset[AxisName]
+    ) -> AxisName | None:
         if not space:
             return None
         options: dict[AxisName | None, float] = {}

@@ -64,12 +64,14 @@ def _moved(node: Node, place: list[Ref]) -> Node:
 
 
 def _rebuilt(program: StepProgram, build: Builder, place: list[Ref]) -> StepProgram:
-    return prune(dataclasses.replace(
-        program,
-        nodes=tuple(build.nodes),
-        carries=tuple(dataclasses.replace(c, next=place[c.next]) for c in program.carries),
-        outs=tuple(dataclasses.replace(o, ref=place[o.ref]) for o in program.outs),
-    ))
+    return prune(
+        dataclasses.replace(
+            program,
+            nodes=tuple(build.nodes),
+            carries=tuple(dataclasses.replace(c, next=place[c.next]) for c in program.carries),
+            outs=tuple(dataclasses.replace(o, ref=place[o.ref]) for o in program.outs),
+        )
+    )
 
 
 def _merged(program: StepProgram) -> StepProgram:

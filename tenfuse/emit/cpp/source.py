@@ -147,7 +147,8 @@ class KernelWriter:
         last = self.shared_order[index][-1] if axes else None
         dims = tuple(
             (a, "1" if p == last else f"e{index}_{p}")
-            for p, a in enumerate(axes) if self.spaces.axes[a].kind != "task"
+            for p, a in enumerate(axes)
+            if self.spaces.axes[a].kind != "task"
         )
         accumulate = self.kernel.program.outs[index].accumulate
         return Access(f"{'u' if accumulate else 'y'}{index}", dims)
@@ -163,8 +164,8 @@ class KernelWriter:
         if not local:
             return self.outside("constant", index, axes)
         panel = self._panel(local, nest)
+        key: tuple[int, tuple[AxisName, ...], AxisName | None, int] = (index, axes, x, panel)
         if panel and x is not None:
-            key = (index, axes, x, panel)
             if key not in self.packs:
                 self.packs[key] = self.array(axes, axes.index(x), grain=panel)
             return self.packs[key].panels(axes, x, panel)
@@ -195,7 +196,9 @@ class KernelWriter:
 
     # -- steps --------------------------------------------------------------------------
 
-    def copy(self, axes: tuple[AxisName, ...], source: Access, target: Access, unroll: int = 0, add: bool = False) -> list[str]:
+    def copy(
+        self, axes: tuple[AxisName, ...], source: Access, target: Access, unroll: int = 0, add: bool = False
+    ) -> list[str]:
         """Lines that copy one tensor of a task, or add it to what is there."""
         program = StepProgram((Input("carry", 0, axes),), self.sizes(), (CarrySpec(axes, 0, axes),), ())
         kernel = dataclasses.replace(self.kernel, program=program, recompute=None, operands=())
@@ -203,9 +206,15 @@ class KernelWriter:
         local = self.spaces.local(axes)
         units = [a for a, s in target.dims if s == "1"] or [a for a, s in source.dims if s == "1"]
         both = [a for a, s in source.dims if s == "1" and (a, "1") in target.dims]
-        x = (both or units or [None])[0]
+        x = (both + units)[0] if units else None
         order = sorted(local - {x}, key=lambda a: self.spaces.axes[a].id) + ([x] if x else [])
-        nest = Nest(order, x, {x: unroll} if x and unroll else {}, [], [Store(0, local, ("sum" if add else "copy", 0))])
+        nest = Nest(
+            order,
+            x,
+            {x: unroll} if x and unroll else {},
+            [],
+            [Store(0, local, ("sum" if add else "copy", 0))],
+        )
         return NestWriter(scheduler, nest, lambda r: source, lambda s: target).text()
 
     def sizes(self) -> dict[AxisName, int]:
@@ -213,8 +222,11 @@ class KernelWriter:
         return {**second, **self.kernel.program.sizes}
 
     def nests(
-        self, program: StepProgram, last: dict[int, int],
-        old: Callable[[int], Access | None], new: Callable[[int, tuple[AxisName, ...], bool], Access],
+        self,
+        program: StepProgram,
+        last: dict[int, int],
+        old: Callable[[int], Access | None],
+        new: Callable[[int, tuple[AxisName, ...], bool], Access],
         sums: dict[int, Array],
     ) -> tuple[list[str], dict[int, bool]]:
         """The lines of one step; and which carries may be updated in place."""
@@ -293,11 +305,16 @@ class KernelWriter:
         task = head + [line for pack in packs for line in pack] + body
         return (
             preamble(self.kernel.compute, self.lanes)
-            + self._signature() + " {\n" + "".join(f"  {line}\n" for line in task) + "}\n\n"
+            + self._signature()
+            + " {\n"
+            + "".join(f"  {line}\n" for line in task)
+            + "}\n\n"
             + self._entry()
         )
 
-    def _pack(self, index: int, axes: tuple[AxisName, ...], x: AxisName | None, panel: int, array: Array) -> list[str]:
+    def _pack(
+        self, index: int, axes: tuple[AxisName, ...], x: AxisName | None, panel: int, array: Array
+    ) -> list[str]:
         """Lines that fill the packed copy of an invariant."""
         target = array.panels(axes, x, panel) if panel and x else array.access(axes)
         return self.copy(axes, self.outside("constant", index, axes), target, panel // self.lanes)
@@ -311,10 +328,14 @@ class KernelWriter:
             if self.operand("init", i) is None:
                 lines.append(f"memset(c{i}, 0, sizeof(T) * {arrays[i].size});")
             else:
-                lines += self.copy(carry.axes, self.outside("init", i, carry.axes), arrays[i].access(carry.axes, f"c{i}"))
+                lines += self.copy(
+                    carry.axes, self.outside("init", i, carry.axes), arrays[i].access(carry.axes, f"c{i}")
+                )
         return arrays, lines
 
-    def _program_step(self, arrays: list[Array], states: Callable[[int], Access] | None, sums: dict[int, Array]) -> tuple[list[str], list[str]]:
+    def _program_step(
+        self, arrays: list[Array], states: Callable[[int], Access] | None, sums: dict[int, Array]
+    ) -> tuple[list[str], list[str]]:
         """Lines before the loop, and of one step of the kernel's program."""
         program = self.kernel.program
 
@@ -345,7 +366,9 @@ class KernelWriter:
         lines = []
         for i, carry in enumerate(self.kernel.program.carries):
             if self.operand("final", i) is not None:
-                lines += self.copy(carry.axes, arrays[i].access(carry.axes, f"c{i}"), self.outside("final", i, carry.axes))
+                lines += self.copy(
+                    carry.axes, arrays[i].access(carry.axes, f"c{i}"), self.outside("final", i, carry.axes)
+                )
         for i, array in sums.items():
             axes = self.kernel.program.outs[i].axes
             if i in self.shares:
@@ -377,7 +400,13 @@ class KernelWriter:
         if self.kernel.checkpoint:
             for i, carry in enumerate(self.kernel.program.carries):
                 if self.operand("save", i) is not None:
-                    saves += self._save(i, carry.axes, arrays[i].access(carry.axes, f"c{i}"), True, "r / " + str(self.kernel.checkpoint))
+                    saves += self._save(
+                        i,
+                        carry.axes,
+                        arrays[i].access(carry.axes, f"c{i}"),
+                        True,
+                        "r / " + str(self.kernel.checkpoint),
+                    )
         lines.append("for (int64_t r = 0; r < steps; r++) {")
         if saves:
             lines += [f"if (r % {self.kernel.checkpoint} == 0) {{", *saves, "}"]
@@ -421,9 +450,11 @@ class KernelWriter:
             for i, carry in enumerate(forward.carries):
                 lines += self._save(i, carry.axes, history[i].access(carry.axes), False, "z")
             again, _ = self.nests(
-                forward, self.state_last,
+                forward,
+                self.state_last,
                 lambda ref: self._history(history, forward, ref),
-                lambda i, axes, inplace: history[i].access(axes, f"g{i}"), {},
+                lambda i, axes, inplace: history[i].access(axes, f"g{i}"),
+                {},
             )
             nexts = [f"T* const g{i} = h{i} + {a.size};" for i, a in enumerate(history)]
             lines += ["for (int64_t k = 0; k + 1 < many; k++) {", *slots, *nexts]
@@ -465,7 +496,10 @@ class KernelWriter:
                 lines.append(f"const int64_t o{i} = rest % N{i}; rest /= N{i};")
                 continue
             tile = axis.extent if isinstance(axis.extent, int) else f"L[{i}]"
-            lines.append(f"const int64_t m{i} = (N{i} + {tile} - 1) / {tile}, o{i} = rest % m{i} * {tile}; rest /= m{i};")
+            lines.append(
+                f"const int64_t m{i} = (N{i} + {tile} - 1) / {tile}, o{i} = rest % m{i} * {tile};"
+                f" rest /= m{i};"
+            )
             if not isinstance(axis.extent, int):
                 lines.append(f"const int64_t n{i} = N{i} - o{i} < {tile} ? N{i} - o{i} : {tile};")
         return lines
@@ -529,14 +563,18 @@ class KernelWriter:
             lines += [
                 "  T sum = 0;",
                 f"  for (int w = 0; w < threads; w++) sum += shares[w * total + {' + '.join(mine)}];",
-                f"  st1({' + '.join(its)}, sum);", "}",
+                f"  st1({' + '.join(its)}, sum);",
+                "}",
             ]
         return lines
 
     def _scratch(self) -> list[str]:
         lines, offset = [], "arena"
         for array, copies in self.arrays:
-            lines.append(f"T* const {array.name} = {offset}; const int64_t {array.name}_size = {array.size}; (void){array.name}_size;")
+            lines.append(
+                f"T* const {array.name} = {offset}; "
+                f"const int64_t {array.name}_size = {array.size}; (void){array.name}_size;"
+            )
             offset = f"{array.name} + {times(array.size, copies)}"
         return lines
 
@@ -576,33 +614,40 @@ class KernelWriter:
             "int failed = 0;",
         ]
         if self.shared_order:
-            lines += [*strides, f"const int64_t total = {total} + W;",
-                      "T* const shares = (T*)calloc((size_t)threads * (size_t)total, sizeof(T));",
-                      "if (!shares) return 1;"]
+            lines += [
+                *strides,
+                f"const int64_t total = {total} + W;",
+                "T* const shares = (T*)calloc((size_t)threads * (size_t)total, sizeof(T));",
+                "if (!shares) return 1;",
+            ]
         # Shares are summed thread by thread: equal chunks keep the result the same at every call.
         schedule = "static" if self.shared_order else "dynamic, 1"
         share = "shares + omp_get_thread_num() * total" if self.shared_order else "0"
-        return "\n".join([
-            'extern "C" int kernel(char* const* P, const int64_t* S, const int64_t* N, int64_t steps, int threads) {',
-            *(f"  {line}" for line in lines),
-            "  #pragma omp parallel num_threads(threads) if (threads > 1)",
-            "  {",
-            "    void* memory = 0;",
-            "    if (posix_memalign(&memory, 64, (size_t)need * sizeof(T)) != 0) {",
-            "      #pragma omp atomic write",
-            "      failed = 1;",
-            "      memory = 0;",
-            "    }",
-            f"    #pragma omp for schedule({schedule})",
-            "    for (int64_t task = 0; task < tasks; task++)",
-            f"      if (memory) run(P, S, N, L, steps, task, (T*)memory, {share});",
-            *(f"    {line}" for line in self._gather()),
-            "    free(memory);",
-            "  }",
-            *(["  free(shares);"] if self.shared_order else []),
-            "  return failed;",
-            "}", "",
-        ])
+        return "\n".join(
+            [
+                'extern "C" int kernel(char* const* P, const int64_t* S, const int64_t* N,',
+                "                      int64_t steps, int threads) {",
+                *(f"  {line}" for line in lines),
+                "  #pragma omp parallel num_threads(threads) if (threads > 1)",
+                "  {",
+                "    void* memory = 0;",
+                "    if (posix_memalign(&memory, 64, (size_t)need * sizeof(T)) != 0) {",
+                "      #pragma omp atomic write",
+                "      failed = 1;",
+                "      memory = 0;",
+                "    }",
+                f"    #pragma omp for schedule({schedule})",
+                "    for (int64_t task = 0; task < tasks; task++)",
+                f"      if (memory) run(P, S, N, L, steps, task, (T*)memory, {share});",
+                *(f"    {line}" for line in self._gather()),
+                "    free(memory);",
+                "  }",
+                *(["  free(shares);"] if self.shared_order else []),
+                "  return failed;",
+                "}",
+                "",
+            ]
+        )
 
     def _tile(self, name: AxisName, axis: Axis) -> list[str]:
         """The run of a tile axis that one task takes, chosen at launch."""

@@ -97,7 +97,8 @@ def partial_sums(program: StepProgram, axis: AxisName) -> frozenset[Ref] | None:
             share.add(i)
     moved = any(
         before != after and axis in (before, after)
-        for c in program.carries for before, after in zip(c.axes, c.next_axes, strict=True)
+        for c in program.carries
+        for before, after in zip(c.axes, c.next_axes, strict=True)
     )
     return None if moved or any(c.next in share for c in program.carries) else frozenset(share)
 
@@ -123,7 +124,8 @@ def divisible(kernel: Kernel, par: frozenset[AxisName]) -> frozenset[AxisName]:
     """
     programs = [kernel.program] + ([kernel.recompute] if kernel.recompute else [])
     good = {
-        a for a in kernel.program.sizes
+        a
+        for a in kernel.program.sizes
         if a not in par and all(partial_sums(p, a) is not None for p in programs)
     } - _renamed(kernel)
     shares = {a: partial_sums(kernel.program, a) or frozenset() for a in good | par}
@@ -187,7 +189,9 @@ def find(kernel: Kernel, role: str, index: int) -> Operand | None:
     return next((o for o in kernel.operands if o.role == role and o.index == index), None)
 
 
-def works(kernel: Kernel, program: StepProgram, last: Mapping[int, int], states: Mapping[int, int]) -> list[Work]:
+def works(
+    kernel: Kernel, program: StepProgram, last: Mapping[int, int], states: Mapping[int, int]
+) -> list[Work]:
     """The sweeps of one step, for given positions of the unit dimension of each state."""
 
     def load(ref: Ref) -> tuple[frozenset[AxisName], AxisName | None]:
@@ -223,7 +227,9 @@ def works(kernel: Kernel, program: StepProgram, last: Mapping[int, int], states:
     return found
 
 
-def price(work: Work, local: frozenset[AxisName], x: AxisName | None, sizes: Mapping[AxisName, int], lanes: int) -> float:
+def price(
+    work: Work, local: frozenset[AxisName], x: AxisName | None, sizes: Mapping[AxisName, int], lanes: int
+) -> float:
     """Estimated cycles of one sweep per step when ``x`` is the vector axis."""
     volume = math.prod(max(sizes[a], 1) for a in work.axes)
     mine = work.axes & local
@@ -239,14 +245,18 @@ def price(work: Work, local: frozenset[AxisName], x: AxisName | None, sizes: Map
     return found + (volume / extent * 10 if x in work.contracted else 0)
 
 
-def best_axis(work: Work, local: frozenset[AxisName], sizes: Mapping[AxisName, int], lanes: int) -> tuple[float, AxisName | None]:
+def best_axis(
+    work: Work, local: frozenset[AxisName], sizes: Mapping[AxisName, int], lanes: int
+) -> tuple[float, AxisName | None]:
     """The cheapest vector axis of one sweep."""
     options: list[tuple[float, AxisName | None]] = [(price(work, local, None, sizes, lanes), None)]
     options += [(price(work, local, x, sizes, lanes), x) for x in sorted(work.axes & local)]
     return min(options, key=lambda o: o[0])
 
 
-def layouts(kernel: Kernel, local: frozenset[AxisName], lanes: int) -> tuple[float, dict[int, int], dict[int, int]]:
+def layouts(
+    kernel: Kernel, local: frozenset[AxisName], lanes: int
+) -> tuple[float, dict[int, int], dict[int, int]]:
     """Cost, and the position of the unit dimension of each carry and recomputed state."""
     programs = [kernel.program] + ([kernel.recompute] if kernel.recompute else [])
     specs = [kernel.program.carries, kernel.recompute.carries if kernel.recompute else ()]
@@ -296,7 +306,9 @@ def _state_entries(kernel: Kernel, skip: frozenset[AxisName]) -> int:
     if kernel.recompute is not None:
         size = kernel.recompute.sizes
         for carry in kernel.recompute.carries:
-            total += max(kernel.checkpoint, 1) * math.prod(max(size[a], 1) for a in carry.axes if a not in skip)
+            total += max(kernel.checkpoint, 1) * math.prod(
+                max(size[a], 1) for a in carry.axes if a not in skip
+            )
     return total
 
 
@@ -347,8 +359,12 @@ def _tile_axis(
 
 
 def _leads(
-    kernel: Kernel, local: frozenset[AxisName], axis: AxisName,
-    last: Mapping[int, int], states: Mapping[int, int], lanes: int,
+    kernel: Kernel,
+    local: frozenset[AxisName],
+    axis: AxisName,
+    last: Mapping[int, int],
+    states: Mapping[int, int],
+    lanes: int,
 ) -> bool:
     """Whether ``axis`` is the vector axis of at least half of the work, not only of its fringe."""
     mine = total = 0.0
@@ -380,15 +396,24 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
     skip = par - {tile, row}
     per_entry = width * _state_entries(kernel, par)
     if per_entry * max(1, lanes if tile else 1) > STATE_LIMIT:
-        raise refuse(TOO_LARGE, f"one task needs {per_entry >> 20} MiB of state, more than {STATE_LIMIT >> 20} MiB")
+        raise refuse(
+            TOO_LARGE, f"one task needs {per_entry >> 20} MiB of state, more than {STATE_LIMIT >> 20} MiB"
+        )
     found: dict[AxisName, Axis] = {}
     for i, a in enumerate(sorted(sizes)):
         size: int | str = f"N{i}" if a in dynamic else sizes[a]
         if a in mixing:
             found[a] = Axis("full", size, size, i)
         elif a == tile:
-            found[a] = _tile(sizes[a], a in dynamic, lanes, budget // max(per_entry, 1), i,
-                             math.prod(sizes[o] for o in skip), bool(_mixes(kernel, mixing)))
+            found[a] = _tile(
+                sizes[a],
+                a in dynamic,
+                lanes,
+                budget // max(per_entry, 1),
+                i,
+                math.prod(sizes[o] for o in skip),
+                bool(_mixes(kernel, mixing)),
+            )
         elif a == row:
             cap = 8 if shared else 4
             limit = max(1, budget * 4 // max(per_entry * (found[tile].trips if tile in found else 1), 1))
