@@ -46,15 +46,15 @@ def _value(x: Any) -> Any:
 def stacked_example(stream: Stream, body_value: torch.Tensor) -> torch.Tensor:
     """The stream with time first, as a fake tensor."""
     source = stream.source
-    if isinstance(source, fx.Node):
-        value = _value(source).detach()
-    elif isinstance(source[0], fx.Node):
-        value = torch.stack([_value(n).detach() for n in source])
-    else:
-        with fake_mode([body_value]):
+    with fake_mode([body_value]):
+        if isinstance(source, fx.Node):
+            value = _value(source).detach()
+        elif isinstance(source[0], fx.Node):
+            value = torch.stack([_value(n).detach() for n in source])
+        else:
             value = torch.empty(len(source), dtype=body_value.dtype, device=body_value.device)
-    for view in stream.views:
-        value = view.target(value, *_value(view.args), **dict(_value(view.kwargs)))
+        for view in stream.views:
+            value = view.target(value, *_value(view.args), **dict(_value(view.kwargs)))
     return value
 
 

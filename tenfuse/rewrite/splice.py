@@ -48,7 +48,7 @@ class _Splice:
 
     def run(self) -> None:
         with self.graph.inserting_before(self.anchor):
-            outs = self._inline([*self._inits(), *self._streams(), *map(self._hold, self.loop.invariants)])
+            outs = self._inline([*self._inits(), *self._streams(), *map(self._steady, self.loop.invariants)])
             count = len(self.loop.carries)
             self.finals, self.ys = outs[:count], outs[count:]
             if isinstance(self.loop.steps, int):
@@ -112,6 +112,21 @@ class _Splice:
         self.held[holder] = value
         return holder
 
+    def _steady(self, value: fx.Node) -> fx.Node:
+        """A node that still holds ``value`` when the loop's own writes are done.
+
+        The backward reads what the loop was given, so that must not be overwritten.
+        """
+        node, rec = self._hold(value), self.record
+        root = rec.root.get(rec.holder.get(value, rec.origin.get(value, value)))
+        if root is None or self._base(root) not in self._overwritten() or value in rec.copies.values():
+            return node
+        return self.graph.call_function(torch.clone, (node,))
+
+    def _overwritten(self) -> set[fx.Node]:
+        """Tensors from before the loop that it writes."""
+        return {self._buffer(w) for w in self.loop.writes} | {base for base, _ in self._written_roots()}
+
     def _pick(self, ys: fx.Node, t: int) -> fx.Node:
         made = self.graph.call_function(torch.select, (ys, 0, t))
         self.record.picks[made] = (ys, t)
@@ -132,7 +147,7 @@ class _Splice:
     def _inits(self) -> Iterator[fx.Node]:
         for carry in self.loop.carries:
             if carry.init is not None:
-                yield self._hold(carry.init)
+                yield self._steady(carry.init)
 
     def _streams(self) -> Iterator[fx.Node]:
         for i, stream in enumerate(self.loop.streams):
@@ -140,7 +155,7 @@ class _Splice:
 
     def _stream(self, stream: Stream, i: int) -> fx.Node:
         if isinstance(stream.source, fx.Node):
-            return _view_ops(self.graph, self._hold(stream.source), stream.views)
+            return _view_ops(self.graph, self._steady(stream.source), stream.views)
         nodes = [s for s in stream.source if isinstance(s, fx.Node)]
         if nodes:
             whole = self.graph.call_function(torch.stack, ([self._hold(n) for n in nodes],))
@@ -151,7 +166,9 @@ class _Splice:
     def _numbers(self, numbers: list[Any], i: int) -> fx.Node:
         holder = [n for n in self.loop.body.graph.nodes if n.op == "placeholder"][len(self.loop.carries) + i]
         seen = holder.meta["example_value"]
-        return self.graph.call_function(torch.tensor, (numbers,), {"dtype": seen.dtype, "device": seen.device})
+        return self.graph.call_function(
+            torch.tensor, (numbers,), {"dtype": seen.dtype, "device": seen.device}
+        )
 
     def _inline(self, args: list[fx.Node]) -> list[fx.Node]:
         holders = [n for n in self.fused.graph.nodes if n.op == "placeholder"]
@@ -190,23 +207,28 @@ class _Splice:
     def _base(self, root: fx.Node) -> fx.Node:
         return self.record.moved.get(root, root)
 
-    def _write_buffer(self, write: BufferWrite) -> None:
+    def _buffer(self, write: BufferWrite) -> fx.Node:
         rec = self.record
-        root = rec.root[rec.holder.get(write.buffer, rec.origin[write.buffer])]
+        return self._base(rec.root[rec.holder.get(write.buffer, rec.origin[write.buffer])])
+
+    def _write_buffer(self, write: BufferWrite) -> None:
         ops, ys = write.views, self.ys[write.y]
         if ops and ops[-1].target is torch.flip:
             ops, ys = ops[:-1], self.graph.call_function(torch.flip, (ys, (0,)))
-        self.graph.call_method("copy_", (_view_ops(self.graph, self._base(root), ops), ys))
+        self.graph.call_method("copy_", (_view_ops(self.graph, self._buffer(write), ops), ys))
 
-    def _write_roots(self) -> None:
-        """Tensors from before the loop that it changes as a whole get their last contents."""
+    def _written_roots(self) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Tensors from before the loop that it changes as a whole, and their last contents."""
         filled = {w.version for w in self.loop.writes}
         for root, versions in self.record.versions.items():
             inside = [v for _, v in versions if v in self.inside]
             base = self._base(root)
-            if not inside or base in self.members or inside[-1] in filled or base not in self.alive:
-                continue
-            self.graph.call_method("copy_", (base, self._escape(inside[-1])))
+            if inside and base not in self.members and inside[-1] not in filled and base in self.alive:
+                yield base, inside[-1]
+
+    def _write_roots(self) -> None:
+        for base, last in self._written_roots():
+            self.graph.call_method("copy_", (base, self._escape(last)))
 
     def _restore_mode(self) -> None:
         """The grad mode after the loop is the one its last step left."""
