@@ -22,7 +22,11 @@ from unittest import mock
 import torch
 from torch._dynamo.exc import RestartAnalysis
 from torch._dynamo.variables.functions import UserFunctionVariable
-from torch._higher_order_ops.associative_scan import associative_scan, associative_scan_op, wrap_combine_fn_flat
+from torch._higher_order_ops.associative_scan import (
+    associative_scan,
+    associative_scan_op,
+    wrap_combine_fn_flat,
+)
 from torch._prims_common import canonicalize_dim
 from torch.utils import _pytree as pytree
 
@@ -46,23 +50,32 @@ def is_ours(backend: Any) -> bool:
             return False
         if getattr(backend, "__dict__", {}).get(_MARK) is True:
             return True
-        inner = (getattr(backend, name, None) for name in ("_torchdynamo_orig_backend", "compiler_fn", "func"))
+        inner = (
+            getattr(backend, name, None) for name in ("_torchdynamo_orig_backend", "compiler_fn", "func")
+        )
         backend = next((b for b in inner if b is not None), None)
     return False
 
 
-def as_operator(combine_fn: Any, xs: Any, dim: int, reverse: bool = False, combine_mode: str = "generic") -> Any:
+def as_operator(
+    combine_fn: Any, xs: Any, dim: int, reverse: bool = False, combine_mode: str = "generic"
+) -> Any:
     """``associative_scan`` spelled with the operator; traced by Dynamo, never run."""
     leaves, spec = pytree.tree_flatten(xs)
     dim = canonicalize_dim(leaves[0].ndim, dim)
     leaves = pytree.tree_map(lambda leaf: torch.movedim(leaf, dim, 0), leaves)
     if reverse:
         leaves = pytree.tree_map(lambda leaf: torch.flip(leaf, [0]), leaves)
-    combine = functools.partial(wrap_combine_fn_flat, combine_fn=combine_fn, spec=spec, num_leaves=len(leaves))
+    combine = functools.partial(
+        wrap_combine_fn_flat, combine_fn=combine_fn, spec=spec, num_leaves=len(leaves)
+    )
     out = associative_scan_op(combine, leaves, additional_inputs=())
     if reverse:
         out = pytree.tree_map(lambda leaf: leaf.flip([0]), out)
     return pytree.tree_map(lambda leaf: torch.movedim(leaf, 0, dim), out)
+
+
+_SPELLED: Any = as_operator
 
 
 def _generic(args: Any, kwargs: Any) -> bool:
@@ -87,7 +100,7 @@ def _traced(tx: Any, args: Any, kwargs: Any) -> Any:
     try:
         # the operator asks for pointwise functions only; that limit is a GPU kernel's, not ours
         with mock.patch("torch._inductor.utils.is_pointwise_use", lambda use: True):
-            found = UserFunctionVariable(as_operator).call_function(tx, args, kwargs)
+            found = UserFunctionVariable(_SPELLED).call_function(tx, args, kwargs)
         made = next(n for n in reversed(tx.output.graph.nodes) if n.target is associative_scan_op)
         made.meta[GENERIC] = True
         return found

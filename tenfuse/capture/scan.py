@@ -24,7 +24,7 @@ import torch.fx as fx
 from tenfuse import reasons
 from tenfuse.capture import door
 from tenfuse.capture.functional import functionalize, targets_written
-from tenfuse.capture.loop import Carry, Final, Loop, Span, Stream, ViewOp, Whole
+from tenfuse.capture.loop import Carry, Final, Loop, Span, Stacked, Stream, ViewOp, Whole
 from tenfuse.capture.record import plant, record
 from tenfuse.capture.source import frames_of
 from tenfuse.capture.views import is_tensor, pure, storage_of, value_of
@@ -104,17 +104,21 @@ def _nodes(args: Any, node: fx.Node) -> tuple[fx.Node, ...]:
 def _taken_apart(gm: fx.GraphModule, node: fx.Node) -> _Call:
     associative = node.target is ASSOCIATIVE
     target, *groups = node.args
-    body = getattr(gm, str(target.target), None) if isinstance(target, fx.Node) and target.op == "get_attr" else None
+    named = isinstance(target, fx.Node) and target.op == "get_attr"
+    body = getattr(gm, str(target.target), None) if named else None  # type: ignore[union-attr]
     if not isinstance(body, fx.GraphModule) or node.kwargs:
         raise refuse(reasons.UNSUPPORTED_OP, "the body of the scan is not a graph", _place(node))
     inits, xs, inputs = ((), *groups) if associative else groups
     results: dict[int, list[fx.Node]] = {}
     for user in node.users:
         if user.target is not operator.getitem or not isinstance(user.args[1], int):
-            raise refuse(reasons.UNSUPPORTED_OP, "the results of the scan are not read one by one", _place(node))
+            raise refuse(
+                reasons.UNSUPPORTED_OP, "the results of the scan are not read one by one", _place(node)
+            )
         if record(gm).origin[user] not in record(gm).dead:
             results.setdefault(user.args[1], []).append(user)
-    return _Call(node, associative, _pure_body(body, node), _nodes(inits, node), _nodes(xs, node), _nodes(inputs, node), results)
+    inits, xs, inputs = (_nodes(group, node) for group in (inits, xs, inputs))
+    return _Call(node, associative, _pure_body(body, node), inits, xs, inputs, results)
 
 
 def _pure_body(body: fx.GraphModule, node: fx.Node) -> fx.Graph:
@@ -122,7 +126,9 @@ def _pure_body(body: fx.GraphModule, node: fx.Node) -> fx.Graph:
     ssa = functionalize(body)
     rec = record(ssa)
     if rec.opaque or any(root.op in ("placeholder", "get_attr") for root in rec.versions):
-        raise refuse(reasons.SIDE_EFFECT, "the function given to the scan changes a tensor in place", _place(node))
+        raise refuse(
+            reasons.SIDE_EFFECT, "the function given to the scan changes a tensor in place", _place(node)
+        )
     return ssa.graph
 
 
@@ -138,7 +144,9 @@ def _check(gm: fx.GraphModule, call: _Call) -> None:
     rec = record(gm)
     ours = {rec.origin[n] for n in (call.node, *call.node.users)}
     places = [rec.order[n] for n in ours]
-    between = [n for n in rec.graph.nodes if min(places) <= rec.order.get(n, -1) <= max(places) and n not in ours]
+    between = [
+        n for n in rec.graph.nodes if min(places) <= rec.order.get(n, -1) <= max(places) and n not in ours
+    ]
     stores = {storage_of(v) for n in call.node.users if isinstance(v := value_of(n), torch.Tensor)}
     rewritten = (t for n in rec.writers for t in targets_written(n))
     if any(n in rec.writers or value_of(n) is None for n in between):
@@ -156,10 +164,13 @@ def _loop(gm: fx.GraphModule, call: _Call) -> Loop:
     outs = _outputs(body, call.node)
     states = len(call.xs) if call.associative else len(call.inits)
     if len(holders) != states + len(call.xs) + len(call.inputs) or len(outs) < states:
-        raise refuse(reasons.UNSUPPORTED_OP, "the body of the scan does not fit its inputs", _place(call.node))
-    ys = sorted(i if call.associative else i - states for i in call.results if call.associative or i >= states)
-    y_nodes = [outs[y if call.associative else states + y] for y in ys]
-    finals = [] if call.associative else [i for i in call.results if i < states]
+        raise refuse(
+            reasons.UNSUPPORTED_OP, "the body of the scan does not fit its inputs", _place(call.node)
+        )
+    ahead = 0 if call.associative else states
+    ys = sorted(i - ahead for i in call.results if i >= ahead)
+    y_nodes = [outs[ahead + y] for y in ys]
+    finals = [i for i in call.results if i < ahead]
     needed, carried = _needed(body, holders[:states], outs, y_nodes, finals)
     streams = [i for i in range(len(call.xs)) if holders[states + i] in needed]
     kept = [i for i in range(len(call.inputs)) if holders[states + len(call.xs) + i] in needed]
@@ -168,6 +179,7 @@ def _loop(gm: fx.GraphModule, call: _Call) -> Loop:
         raise refuse(reasons.FIXED_POINT, "", _place(call.node))
     module = _body(body, needed, [holders[i] for i in order], [outs[i] for i in carried], y_nodes)
     inits = _first(gm, call, carried) if call.associative else {i: call.inits[i] for i in carried}
+    uses: dict[fx.Node, Final | Stacked | Whole]
     uses = {n: _use(call, i, carried, ys, states) for i, picks in call.results.items() for n in picks}
     return Loop(
         body=module,
@@ -185,7 +197,9 @@ def _loop(gm: fx.GraphModule, call: _Call) -> Loop:
 
 def _first(gm: fx.GraphModule, call: _Call, carried: list[int]) -> dict[int, fx.Node]:
     """What an associative scan starts with: the first entries."""
-    return {i: plant(gm, call.node, torch.select, (call.xs[i], 0, 0), value_of(call.xs[i])[0]) for i in carried}
+    return {
+        i: plant(gm, call.node, torch.select, (call.xs[i], 0, 0), value_of(call.xs[i])[0]) for i in carried
+    }
 
 
 def _use(call: _Call, i: int, carried: list[int], ys: list[int], states: int) -> Final | Whole:
@@ -198,7 +212,9 @@ def _outputs(body: fx.Graph, node: fx.Node) -> list[fx.Node]:
     output = next(n for n in body.nodes if n.op == "output")
     found = list(output.args[0])  # type: ignore[arg-type]
     if not all(isinstance(n, fx.Node) and is_tensor(n) for n in found):
-        raise refuse(reasons.UNSUPPORTED_OP, "the function given to the scan returns more than tensors", _place(node))
+        raise refuse(
+            reasons.UNSUPPORTED_OP, "the function given to the scan returns more than tensors", _place(node)
+        )
     return found  # type: ignore[return-value]
 
 
@@ -209,7 +225,8 @@ def _needed(
 
     The carry of an associative scan is also what its result is made of.
     """
-    stack = [*ys, *(outs[i] for i in finals), *(n for n in body.nodes if value_of(n) is None and n.op != "output")]
+    effects = (n for n in body.nodes if value_of(n) is None and n.op != "output")
+    stack = [*ys, *(outs[i] for i in finals), *effects]
     carried = {*finals, *(i for i, n in enumerate(outs[: len(states)]) if n in stack)}
     stack += [outs[i] for i in carried]
     needed: set[fx.Node] = set()

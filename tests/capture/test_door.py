@@ -42,7 +42,9 @@ def scan(step, init, xs, dim=0, reverse=False):
 def fused(model, *inputs, steps=None, carries=None, **options):
     """Equivalent, forward and backward, and every loop fused; the loops."""
     found = assert_equivalent(model, *inputs, options={**STRICT, **options}).loops
-    assert found and all(loop.status == "fused" for loop in found), [f"{x.span} {x.code} {x.reason}" for x in found]
+    assert found and all(loop.status == "fused" for loop in found), [
+        f"{x.span} {x.code} {x.reason}" for x in found
+    ]
     if steps is not None:
         assert [loop.steps for loop in found] == [steps]
     return found
@@ -267,7 +269,9 @@ def test_the_door_is_open_for_tenfuse_alone():
     assert torch.equal(out, f(a, b))
 
 
-@pytest.mark.parametrize("combine", [lambda a, b: b, lambda a, b: (a + b).to(torch.float64), lambda a, b: (a + b)[0]])
+@pytest.mark.parametrize(
+    "combine", [lambda a, b: b, lambda a, b: (a + b).to(torch.float64), lambda a, b: (a + b)[0]]
+)
 def test_what_the_operator_cannot_take_is_inlined_as_ever(combine):
     """An input returned, another dtype, another shape: with tenfuse as without it."""
 
@@ -322,7 +326,9 @@ def test_an_unfused_scan_beside_a_fused_one(inner):
         x = associative_scan(larger, b, dim=0, combine_mode="generic")
         return associative_scan(linear, (a, x), dim=0, combine_mode="generic")[1]
 
-    found = assert_equivalent(f, normal(7, 3).sigmoid(), normal(7, 3), options={**STRICT, "inner": inner}).loops
+    found = assert_equivalent(
+        f, normal(7, 3).sigmoid(), normal(7, 3), options={**STRICT, "inner": inner}
+    ).loops
     assert [loop.status for loop in found] == ["kept", "fused"]
 
 
@@ -343,3 +349,32 @@ def test_explaining_runs_the_tree():
 
     (loop,) = tenfuse.explain(f)(normal(7, 3).sigmoid(), normal(7, 3)).loops
     assert loop.status == "fused"
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.parametrize("combine", [torch.add, larger])
+def test_inside_a_checkpoint(combine, inner):
+    def f(x):
+        def part(x):
+            return associative_scan(combine, x.sin(), dim=0, combine_mode="generic").cos()
+
+        return torch.utils.checkpoint.checkpoint(part, x, use_reentrant=False)
+
+    found = assert_equivalent(f, normal(7, 3), options={**STRICT, "inner": inner}).loops
+    assert [loop.status for loop in found] == ["fused" if combine is torch.add else "kept"]
+
+
+def test_a_scan_whose_body_draws_numbers_is_kept():
+    def f(h, x):
+        return scan(lambda h, x: (0.5 * h + x, h + torch.rand_like(h).clamp(0, 0)), h, x)[1]
+
+    kept(f, normal(2, 3), normal(7, 2, 3), code="TF201")
+
+
+def test_mixed_precision():
+    def f(a, b):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = associative_scan(lambda p, q: q @ p, a, dim=0, combine_mode="generic")
+        return x + b
+
+    assert_equivalent(f, 0.5 * normal(5, 3, 3), normal(5, 3, 3), options=STRICT)
