@@ -67,7 +67,9 @@ def trees(nodes: list[fx.Node]) -> list[list[fx.Node]]:
             at += 1
             continue
         start = at
-        while start > 0 and (_halves(nodes[start - 1]) or _name(nodes[start - 1]) == "lazy_load_decompositions"):
+        while start > 0 and (
+            _halves(nodes[start - 1]) or _name(nodes[start - 1]) == "lazy_load_decompositions"
+        ):
             start -= 1
         stop = _reach(nodes, start)
         if stop is not None:
@@ -95,7 +97,9 @@ def _reach(nodes: list[fx.Node], start: int) -> int | None:
 
 
 def _name(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    return (
+        str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    )
 
 
 class _Tree:
@@ -156,7 +160,7 @@ class _Tree:
         """Slices, joins and interleavings of rows."""
         if name.startswith("slice") and len(node.args) >= 2 and node.args[1] == 0:
             rows = self.rows(node.args[0])
-            return _Rows(rows.leaf, rows.rows[slice(*node.args[2:])])
+            return _Rows(rows.leaf, rows.rows[slice(*node.args[2:])])  # type: ignore[arg-type]
         if name == "cat" and (node.kwargs.get("dim", 0) == 0 or node.args[1:] == (0,)):
             parts = [self.rows(p) for p in node.args[0]]  # type: ignore[union-attr]
             if len({p.leaf for p in parts}) == 1:
@@ -168,11 +172,11 @@ class _Tree:
             a, b = (self.rows(p) for p in node.args[0])  # type: ignore[union-attr]
             if a.leaf == b.leaf and len(a.rows) == len(b.rows):
                 return _Pairs(a.leaf, a.rows, b.rows)
-        if name == "flatten" and isinstance(self.env.get(node.args[0]), _Pairs):  # type: ignore[arg-type]
-            if (node.kwargs.get("start_dim"), node.kwargs.get("end_dim")) == (0, 1) or node.args[1:] == (0, 1):
-                pairs = self.env[node.args[0]]  # type: ignore[index]
-                both = zip(pairs.first, pairs.second, strict=True)
-                return _Rows(pairs.leaf, tuple(r for pair in both for r in pair))
+        pairs = self.env.get(node.args[0]) if name == "flatten" else None  # type: ignore[arg-type]
+        ends = (node.kwargs.get("start_dim"), node.kwargs.get("end_dim"))
+        if isinstance(pairs, _Pairs) and (0, 1) in (ends, node.args[1:]):
+            both = zip(pairs.first, pairs.second, strict=True)
+            return _Rows(pairs.leaf, tuple(r for pair in both for r in pair))
         raise self.fail(node)
 
     def pads_one_row(self, node: fx.Node) -> bool:
@@ -292,7 +296,9 @@ def _step_body(tree: _Tree, ys: list[int]) -> tuple[fx.GraphModule, list[int], l
         new = graph.node_copy(node, moved)
         new.meta = dict(node.meta) | {"example_value": _computed(new)}
         made[_Inner(index)] = new
-    graph.output((tuple(made[tree.body_results[i]] for i in carries), tuple(made[tree.body_results[i]] for i in ys)))
+    graph.output(
+        (tuple(made[tree.body_results[i]] for i in carries), tuple(made[tree.body_results[i]] for i in ys))
+    )
     return fx.GraphModule(torch.nn.Module(), graph), carries, streams, outside
 
 
@@ -352,8 +358,13 @@ def tree_loop(gm: fx.GraphModule, nodes: list[fx.Node]) -> Loop | Refused:
     except Refused as refused:
         return refused
     count = int(value_of(tree.leaves[0]).shape[0])
-    inits = [plant(gm, nodes[0], operator.getitem, (tree.leaves[i], 0), value_of(tree.leaves[i])[0]) for i in carries]
-    uses: dict[fx.Node, Final | Stacked | Whole] = {n: Whole(ys.index(i), tree.leaves[i]) for n, i in found.items()}
+    inits = [
+        plant(gm, nodes[0], operator.getitem, (tree.leaves[i], 0), value_of(tree.leaves[i])[0])
+        for i in carries
+    ]
+    uses: dict[fx.Node, Final | Stacked | Whole] = {
+        n: Whole(ys.index(i), tree.leaves[i]) for n, i in found.items()
+    }
     later = (ViewOp(operator.getitem, (slice(1, None),)),)
     return Loop(
         body=body,
@@ -365,5 +376,5 @@ def tree_loop(gm: fx.GraphModule, nodes: list[fx.Node]) -> Loop | Refused:
         span=span_of_scan(nodes[0]),
         nodes=tuple(nodes),
         uses=uses,
-        proof=f"the tree of combinations was followed entry by entry: result t joins entries 0..t, for {count} entries",
+        proof=f"the tree of combinations was followed entry by entry: row t joins 0..t, for {count} entries",
     )

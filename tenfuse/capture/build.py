@@ -8,6 +8,7 @@ has another shape) and should stay outside.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,7 +94,9 @@ class _Build:
         self.seq, self.record, self.segment = seq, record, segment
         self.runs, self.period, self.start = segment.runs, segment.period, segment.start
         self.table = ops.table(segment.start, segment.period, segment.runs)
-        self.first_slot = [int(ops.offsets[self.start + j] - ops.offsets[self.start]) for j in range(self.period)]
+        self.first_slot = [
+            int(ops.offsets[self.start + j] - ops.offsets[self.start]) for j in range(self.period)
+        ]
         self.hoisted = hoisted
         """Body positions whose value in the first run serves all runs, from before the loop."""
         before = {seq.nodes[segment.start + j] for j in hoisted}
@@ -178,7 +181,11 @@ class _Build:
     def _visit(self, j: int) -> None:
         node, shape = self.node(0, j), self.seq.shapes[self.start + j]
         all_numbers = [self.seq.shapes[self.start + r * self.period + j].numbers for r in range(self.runs)]
-        moving = [k for k in range(len(shape.numbers)) if any(repr(n[k]) != repr(shape.numbers[k]) for n in all_numbers)]
+        moving = [
+            k
+            for k in range(len(shape.numbers))
+            if any(repr(n[k]) != repr(shape.numbers[k]) for n in all_numbers)
+        ]
         if moving and (self._moving_view(j) or self._moving_roll(j)):
             return
         slots = [self.slot(j, k) for k in range(len(shape.nodes))]
@@ -194,9 +201,13 @@ class _Build:
             return
         self.calls[j] = (operands, numbers)
         self.value[j] = Ref("node", j)
-        if not moving and views.pure(node) and all(
-            kind == "invariant" or (kind == "same" and (what in self.alike or what in self.hoisted))
-            for kind, what in slots
+        if (
+            not moving
+            and views.pure(node)
+            and all(
+                kind == "invariant" or (kind == "same" and (what in self.alike or what in self.hoisted))
+                for kind, what in slots
+            )
         ):
             self.alike.add(j)
         op = call(node) if node.args and isinstance(node.args[0], fx.Node) else None
@@ -209,8 +220,9 @@ class _Build:
                 self.fixed[j] = (source, (*before, op))
 
     def _index_code(self, j: int) -> reasons.Code:
-        base = self.slot(j, 0) if self.seq.shapes[self.start + j].nodes else ("invariant", None)
-        position = base[1] if base[0] == "same" else base[1][0] if base[0] == "carry" else None
+        """A buffer read at a moving index is one thing, any other moving index another."""
+        kind, what = self.slot(j, 0) if self.seq.shapes[self.start + j].nodes else ("", None)
+        position = what if kind == "same" else what[0] if kind == "carry" else None  # type: ignore[index]
         if position is not None and self.node(0, position).target in (written, put):
             return reasons.BUFFER_READ
         return reasons.NOT_AFFINE
@@ -268,7 +280,8 @@ class _Build:
             return self._invariant(what, j)
         if kind == "varying":
             return self._varying(what, j)
-        return self._carry(*what, j)
+        position, inits = what
+        return self._carry(position, inits, j)
 
     def _invariant(self, node: fx.Node, j: int) -> Ref:
         value = value_of(node)
@@ -299,7 +312,7 @@ class _Build:
                 return self._stream(found[0][0], moved.ops, moved.direction, value_of(nodes[0]))
         if any(_own_parameter(n) for n in nodes):
             raise self.refuse(reasons.OWN_PARAMETERS, "", j)
-        gaps = {self.seq.position[b] - self.seq.position[a] for a, b in zip(nodes, nodes[1:], strict=False)}
+        gaps = {self.seq.position[b] - self.seq.position[a] for a, b in itertools.pairwise(nodes)}
         if len(gaps) > 1 or not all(n.op in ("call_function", "call_method") for n in nodes):
             self.clean = False
         return self._stream(nodes, (), 0, value_of(nodes[0]))
@@ -365,7 +378,9 @@ class _Build:
                 if runs != [self.runs - 1] or j != self.chains[self.buffers[j]][1][-1]:
                     raise self.refuse(reasons.BUFFER_READ, "a half-filled buffer is read after the loop", j)
                 continue
-            if j in self.fixed or (self.value[j].kind == "stream" and j not in self.calls and self._is_slice(j)):
+            if j in self.fixed or (
+                self.value[j].kind == "stream" and j not in self.calls and self._is_slice(j)
+            ):
                 continue
             if not is_tensor(self.node(0, j)):
                 raise self.refuse(reasons.CARRY_CHANGES, "a value read after the loop is not a tensor", j)
@@ -403,7 +418,7 @@ class _Build:
                 raise self.refuse(reasons.ALIASED_WRITE, "a tensor is written in place by some steps only", j)
             yield j
 
-    def _check_aliases(self, root: fx.Node, at: int) -> None:
+    def _check_aliases(self, root: fx.Node, at: float) -> None:
         """A tensor made inside the loop and written after it may leave under one name only."""
         record = self.record
         end = max(record.order[record.origin[n]] for n in self.region if n in record.origin)
@@ -449,7 +464,9 @@ class _Build:
             return j
         raise self.refuse(reasons.ALIASED_WRITE, "a number is written through a view", j)
 
-    def _write_family(self, init: fx.Node, j: int, runs: list[tuple[ViewOp, ...]]) -> tuple[Family, list[Box]]:
+    def _write_family(
+        self, init: fx.Node, j: int, runs: list[tuple[ViewOp, ...]]
+    ) -> tuple[Family, list[Box]]:
         base = value_of(init)
         moved = views.family_of_ops(base, runs)
         if moved is None or not views.apart(moved, base):
@@ -459,7 +476,10 @@ class _Build:
     # putting it together --------------------------------------------------------------------
 
     def _loop(
-        self, uses: dict[fx.Node, Final | Stacked], ys: list[int], writes: list[tuple[fx.Node, fx.Node, int, Family]]
+        self,
+        uses: dict[fx.Node, Final | Stacked],
+        ys: list[int],
+        writes: list[tuple[fx.Node, fx.Node, int, Family]],
     ) -> Built:
         directions = [d.direction for d in self.streams] + [w[3].direction for w in writes]
         reverse = directions.count(-1) > directions.count(1)
@@ -468,7 +488,9 @@ class _Build:
         loop = Loop(
             body=body,
             carries=tuple(Carry(f"carry{i}", init) for i, (_, init, _) in enumerate(self.carries)),
-            streams=tuple(_finished(f"x{i}", d, order) for i, d in enumerate(self.streams) if ("stream", i) in live),
+            streams=tuple(
+                _finished(f"x{i}", d, order) for i, d in enumerate(self.streams) if ("stream", i) in live
+            ),
             invariants=tuple(n for i, n in enumerate(self.invariants) if ("invariant", i) in live),
             steps=self.runs,
             reverse=reverse,
@@ -524,7 +546,10 @@ class _Build:
     def _call(self, graph: fx.Graph, j: int, made: dict[Ref, fx.Node]) -> fx.Node:
         node = self.node(0, j)
         operands, numbers = self.calls[j]
-        filled = (iter([made[o] for o in operands]), iter([made[n] if isinstance(n, Ref) else n for n in numbers]))
+        filled = (
+            iter([made[o] for o in operands]),
+            iter([made[n] if isinstance(n, Ref) else n for n in numbers]),
+        )
         args = rebuild(node.args, *filled)
         kwargs = rebuild(dict(node.kwargs), *filled)
         new = graph.create_node(node.op, node.target, args, kwargs)

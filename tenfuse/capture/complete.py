@@ -105,10 +105,14 @@ class _Tail:
         node, shape = self.seq.nodes[template], self.seq.shapes[template]
         operands = [self._moved(template, i) for i in range(len(shape.nodes))]
         before = self.seq.shapes[template - self.period].numbers
-        numbers: list[Any] = [2 * a - b if isinstance(a, int) else a for a, b in zip(shape.numbers, before, strict=True)]
+        numbers: list[Any] = [
+            2 * a - b if isinstance(a, int) else a for a, b in zip(shape.numbers, before, strict=True)
+        ]
         filled = (iter(operands), iter(numbers))
         with graph.inserting_after(behind):
-            new = graph.create_node(node.op, node.target, rebuild(node.args, *filled), rebuild(dict(node.kwargs), *filled))
+            new = graph.create_node(
+                node.op, node.target, rebuild(node.args, *filled), rebuild(dict(node.kwargs), *filled)
+            )
         new.meta = dict(node.meta)
         op = call(new) if is_tensor(new.args[0] if new.args else None) else None
         if op is not None and storage_of(value_of(node)) == storage_of(value_of(node.args[0])):
@@ -134,7 +138,9 @@ def _together(a: fx.Node, b: fx.Node) -> bool:
 def _trimmed(seq: Sequence, stretch: Stretch) -> Stretch:
     """The stretch without what only looks alike behind it and comes from other lines."""
     stop, period = stretch.stop, stretch.period
-    while stop > stretch.start + 2 * period and not _together(seq.nodes[stop - 1], seq.nodes[stop - 1 - period]):
+    while stop > stretch.start + 2 * period and not _together(
+        seq.nodes[stop - 1], seq.nodes[stop - 1 - period]
+    ):
         stop -= 1
     return Stretch(stretch.period, stretch.start, stop)
 

@@ -55,7 +55,12 @@ _METADATA = {
     "normal_", "uniform_", "bernoulli_", "exponential_", "random_", "geometric_", "cauchy_", "log_normal_",
     "retain_grad", "data_",
 }  # fmt: skip
-_STATEFUL = {torch.nn.functional.batch_norm, torch.batch_norm, torch.nn.functional.instance_norm, torch.instance_norm}
+_STATEFUL = {
+    torch.nn.functional.batch_norm,
+    torch.batch_norm,
+    torch.nn.functional.instance_norm,
+    torch.instance_norm,
+}
 
 
 def _name(node: fx.Node) -> str:
@@ -72,9 +77,11 @@ def targets_written(node: fx.Node) -> list[fx.Node]:
     if node.op not in ("call_function", "call_method"):
         return []
     name = _name(node)
-    if node.target is operator.setitem or node.target in _OPERATORS:
-        found = [node.args[0]]
-    elif name.endswith("_") and not name.endswith("__") and node.args:
+    if (
+        node.target is operator.setitem
+        or node.target in _OPERATORS
+        or (name.endswith("_") and not name.endswith("__") and node.args)
+    ):
         found = [node.args[0]]
     elif node.kwargs.get("out") is not None:
         out = node.kwargs["out"]
@@ -96,10 +103,14 @@ def _inplace_flag(node: fx.Node) -> bool:
     if node.op != "call_function" or getattr(node.target, "__module__", "") != "torch.nn.functional":
         return False
     try:
-        names = list(inspect.signature(node.target).parameters)
+        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return False
-    return "inplace" in names and len(node.args) > names.index("inplace") and node.args[names.index("inplace")] is True
+    return (
+        "inplace" in names
+        and len(node.args) > names.index("inplace")
+        and node.args[names.index("inplace")] is True
+    )
 
 
 @dataclasses.dataclass
@@ -180,7 +191,11 @@ class _Copier:
         roots: dict[int, fx.Node] = {}
         for node in self.nodes:
             first = node.args[0] if node.args else None
-            if node not in self.writes and isinstance(first, fx.Node) and self._storages(node) & self._storages(first):
+            if (
+                node not in self.writes
+                and isinstance(first, fx.Node)
+                and self._storages(node) & self._storages(first)
+            ):
                 self.record.views.add(node)
             for store in self._storages(node):
                 if store not in touched:
@@ -241,7 +256,11 @@ class _Copier:
         """Whether ``node`` is reached from its root through sizes that are graph values."""
         store = storage_of(value_of(node))
         while isinstance(node, fx.Node) and store in self._storages(node) and node.op != "placeholder":
-            if not node.args or not isinstance(node.args[0], fx.Node) or store not in self._storages(node.args[0]):
+            if (
+                not node.args
+                or not isinstance(node.args[0], fx.Node)
+                or store not in self._storages(node.args[0])
+            ):
                 return False
             if node not in self.writes and any(n is not node.args[0] for n in node.all_input_nodes):
                 return True
@@ -291,7 +310,11 @@ class _Copier:
         base = version if not self.chain[first] else self._replay(first, state, version)
         args, kwargs = (base, *self.map(node.args[1:])), self.map(node.kwargs)
         early = version is state.initial  # what the buffer held before is known before the steps
-        with self.ssa.inserting_after(max([base, *_nodes(args), *_nodes(kwargs)])) if early else contextlib.nullcontext():
+        with (
+            self.ssa.inserting_after(max([base, *_nodes(args), *_nodes(kwargs)]))
+            if early
+            else contextlib.nullcontext()
+        ):
             made = self._emit(node, node.op, node.target, args, kwargs)
         self.cache[node, version] = made
         return made
@@ -299,7 +322,9 @@ class _Copier:
     def map(self, args: Any) -> Any:
         return fx.node.map_arg(args, self.value)
 
-    def _emit(self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], kwargs: Any = None) -> fx.Node:
+    def _emit(
+        self, like: fx.Node, op: str, target: Any, args: tuple[Any, ...], kwargs: Any = None
+    ) -> fx.Node:
         made = self.ssa.create_node(op, target, args, dict(kwargs or {}), like.name)
         made.meta = copy.copy(like.meta)
         self.record.origin[made] = like
@@ -312,6 +337,7 @@ class _Copier:
 
     def run(self) -> fx.Graph:
         self.cache: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        node: fx.Node
         for node in self.nodes:
             self.now = self.record.order[node]
             self.record.reads[node] = {n: self.value(n) for n in node.all_input_nodes}
@@ -431,7 +457,9 @@ class _Copier:
                 value.meta["example_value"] = want.new_empty(seen.shape[extra:])
             sizes = tuple(-1 if static(s) is None else s for s in want.shape)
             if any(s == -1 for s in sizes) and geometry(seen)[0][-want.dim() :] != geometry(want)[0]:
-                part = self._emit(node, "call_function", operator.getitem, (self.value(target), self.map(like.args[1])))
+                part = self._emit(
+                    node, "call_function", operator.getitem, (self.value(target), self.map(like.args[1]))
+                )
                 part.meta["example_value"] = want
                 value = self._emit(node, "call_method", "expand_as", (value, part))
             elif geometry(value_of(value))[0] != geometry(want)[0]:

@@ -50,8 +50,16 @@ def _abstract(arg: Any, nodes: list[fx.Node], numbers: list[Any]) -> Any:
     if isinstance(arg, Views):
         return (Views, *(_abstract(op, nodes, numbers) for op in arg.ops))
     if isinstance(arg, ViewOp):
-        return (ViewOp, id(arg.target), _abstract(arg.args, nodes, numbers), _abstract(dict(arg.kwargs), nodes, numbers))
-    if isinstance(arg, (bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)) or arg is Ellipsis:
+        return (
+            ViewOp,
+            id(arg.target),
+            _abstract(arg.args, nodes, numbers),
+            _abstract(dict(arg.kwargs), nodes, numbers),
+        )
+    if (
+        isinstance(arg, (bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format))
+        or arg is Ellipsis
+    ):
         return arg
     return ("object", id(arg))
 

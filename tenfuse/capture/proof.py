@@ -37,7 +37,15 @@ def _cells(value: torch.Tensor) -> tuple[Any, ...]:
     shape = tuple(_text(s) for s in value.shape)
     strides = tuple(_text(s) if n != 1 else 0 for n, s in zip(shape, value.stride(), strict=True))
     memory = value.untyped_storage()._cdata
-    return (memory, _text(value.storage_offset()), shape, strides, value.dtype, value.is_conj(), value.is_neg())
+    return (
+        memory,
+        _text(value.storage_offset()),
+        shape,
+        strides,
+        value.dtype,
+        value.is_conj(),
+        value.is_neg(),
+    )
 
 
 def _numeric_cells(value: torch.Tensor, ops: tuple[ViewOp, ...]) -> tuple[Any, ...] | None:
@@ -157,13 +165,16 @@ class _Proof:
             key = (ours, theirs)
             if key not in self.twins:
                 self.twins[key] = (
-                    ours.op == theirs.op and ours.target == theirs.target
+                    (ours.op, ours.target) == (theirs.op, theirs.target)
                     and _repeatable(ours)
-                    and self.twin(ours.args, theirs.args) and self.twin(dict(ours.kwargs), dict(theirs.kwargs))
-                )  # fmt: skip
+                    and self.twin(ours.args, theirs.args)
+                    and self.twin(dict(ours.kwargs), dict(theirs.kwargs))
+                )
             return self.twins[key]
         if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)):
-            return len(ours) == len(theirs) and all(self.twin(a, b) for a, b in zip(ours, theirs, strict=True))
+            return len(ours) == len(theirs) and all(
+                self.twin(a, b) for a, b in zip(ours, theirs, strict=True)
+            )
         if isinstance(ours, dict) and isinstance(theirs, dict):
             return ours.keys() == theirs.keys() and all(self.twin(ours[k], theirs[k]) for k in ours)
         if isinstance(ours, slice) and isinstance(theirs, slice):
@@ -209,8 +220,16 @@ class _Proof:
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
         dims = given.get("dims")
         shifts = given.get("shifts")
-        dims = dims if isinstance(dims, int) else dims[0] if isinstance(dims, (tuple, list)) and len(dims) == 1 else None
-        shifts = shifts if isinstance(shifts, int) else shifts[0] if isinstance(shifts, (tuple, list)) else None
+        dims = (
+            dims
+            if isinstance(dims, int)
+            else dims[0]
+            if isinstance(dims, (tuple, list)) and len(dims) == 1
+            else None
+        )
+        shifts = (
+            shifts if isinstance(shifts, int) else shifts[0] if isinstance(shifts, (tuple, list)) else None
+        )
         rank = node.meta["example_value"].dim()
         return self.same(base, given["input"]) and shifts == shift and dims is not None and dims % rank == dim
 
@@ -218,7 +237,11 @@ class _Proof:
         """``node`` is ``base`` seen through view operations only."""
         memory = node.meta["example_value"].untyped_storage()._cdata
         while isinstance(node, fx.Node) and not self.same(base, node):
-            if node.target is written or not _aliases(node, memory) or node.op not in ("call_function", "call_method"):
+            if (
+                node.target is written
+                or not _aliases(node, memory)
+                or node.op not in ("call_function", "call_method")
+            ):
                 return False
             node = node.args[0] if node.args else None
         return isinstance(node, fx.Node) and _aliases(node, memory)
@@ -234,7 +257,9 @@ class _Proof:
             ):
                 return False
         if isinstance(ours, (tuple, list)):
-            return len(ours) == len(theirs) and all(self.equal(a, b, env) for a, b in zip(ours, theirs, strict=True))
+            return len(ours) == len(theirs) and all(
+                self.equal(a, b, env) for a, b in zip(ours, theirs, strict=True)
+            )
         if isinstance(ours, dict):
             return ours.keys() == theirs.keys() and all(self.equal(ours[k], theirs[k], env) for k in ours)
         if isinstance(ours, slice):
@@ -270,13 +295,15 @@ class _Proof:
         self.check_uses()
         return (
             f"unrolled again over {self.steps} steps: {self.matched} nodes equal the graph's, "
-            f"{len(self.loop.uses)} values read after the loop and {len(self.loop.writes)} buffers accounted for"
+            f"{len(self.loop.uses)} values read later and {len(self.loop.writes)} writes accounted for"
         )
 
     def made_up(self, ours: fx.Node) -> bool:
         """A constant that only a ``BufferWrite`` uses: the graph writes the number itself."""
-        return ours.target is torch.full and not any(isinstance(a, fx.Node) for a in ours.args) and all(
-            u.op == "output" for u in ours.users
+        return (
+            ours.target is torch.full
+            and not any(isinstance(a, fx.Node) for a in ours.args)
+            and all(u.op == "output" for u in ours.users)
         )
 
     def meet(self, ours: fx.Node, env: dict[fx.Node, Any]) -> None:
@@ -297,7 +324,9 @@ class _Proof:
     def agree(self, ours: fx.Node, theirs: fx.Node, env: dict[fx.Node, Any]) -> bool:
         if ours.op != theirs.op or ours.target != theirs.target:
             return False
-        return self.equal(ours.args, theirs.args, env) and self.equal(dict(ours.kwargs), dict(theirs.kwargs), env)
+        return self.equal(ours.args, theirs.args, env) and self.equal(
+            dict(ours.kwargs), dict(theirs.kwargs), env
+        )
 
     def skip(self, node: fx.Node) -> None:
         """A node of the graph that the body lacks must be explained by something else."""
@@ -314,7 +343,11 @@ class _Proof:
         else:
             raise _fail(f"{node.name} is missing")
         first = node.args[0] if node.args else None
-        if isinstance(first, fx.Node) and _aliases(node, memory) and (first not in self.region or first in self.views):
+        if (
+            isinstance(first, fx.Node)
+            and _aliases(node, memory)
+            and (first not in self.region or first in self.views)
+        ):
             self.views.add(node)
             return
         if pure(node) and (node in self.loop.uses or all(u in self.region for u in node.users)):

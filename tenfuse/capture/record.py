@@ -50,13 +50,13 @@ class Record:
     """SSA node -> position of the node of ``graph`` at which its holder starts to hold it."""
     fresh: set[fx.Node] = dataclasses.field(default_factory=set)
     """SSA nodes whose value appears when the node at ``born`` runs, not before it."""
-    dies: dict[fx.Node, int] = dataclasses.field(default_factory=dict)
+    dies: dict[fx.Node, float] = dataclasses.field(default_factory=dict)
     """SSA node -> position of the write after which its origin holds something else."""
     reads: dict[fx.Node, dict[fx.Node, fx.Node]] = dataclasses.field(default_factory=dict)
     """Node of ``graph`` -> the SSA value of each of its arguments as it reads them."""
     root: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     """Node of ``graph`` touching a written tensor -> the node that made that tensor."""
-    versions: dict[fx.Node, list[tuple[int, fx.Node]]] = dataclasses.field(default_factory=dict)
+    versions: dict[fx.Node, list[tuple[float, fx.Node]]] = dataclasses.field(default_factory=dict)
     """Root -> (position, SSA value of the whole tensor) after each write, in order."""
     opaque: set[fx.Node] = dataclasses.field(default_factory=set)
     """SSA nodes that write in place in a way that has no functional form."""

@@ -12,6 +12,7 @@ come before loops that only look alike, such as the heads inside a step.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -20,9 +21,9 @@ import torch
 import torch.fx as fx
 
 from tenfuse import reasons
-from tenfuse.capture.complete import complete
 from tenfuse.capture.associative import tree_loop, trees
 from tenfuse.capture.build import Built, FirstDiffers, build
+from tenfuse.capture.complete import complete
 from tenfuse.capture.loop import Loop, Span
 from tenfuse.capture.periods import Sequence, Stretch, stretches
 from tenfuse.capture.proof import prove
@@ -101,7 +102,9 @@ class _Finder:
 
     def _only_views(self, stretch: Stretch) -> bool:
         """Slices taken all at once before a loop are streams, not a loop."""
-        return all(basic_index(n) is not None for n in self.seq.nodes[stretch.start : stretch.start + stretch.period])
+        return all(
+            basic_index(n) is not None for n in self.seq.nodes[stretch.start : stretch.start + stretch.period]
+        )
 
     def _start_phase(self, stretch: Stretch) -> int | None:
         """Where steps begin, judged without their end: by the body's lines, else by the first step."""
@@ -147,7 +150,11 @@ class _Finder:
         earlier = any(ns and all(self.taken[self.seq.position[n]] for n in ns) for ns in nodes)
         if all(_view(n) for n in built.loop.body.graph.nodes if n.op in ("call_function", "call_method")):
             return False
-        return (built.sliced or earlier) and bool(built.loop.span.file) and not built.loop.span.file.startswith(_TORCH)
+        return (
+            (built.sliced or earlier)
+            and bool(built.loop.span.file)
+            and not built.loop.span.file.startswith(_TORCH)
+        )
 
     def _claim(self, built: Built) -> None:
         lo = self.seq.position[built.loop.nodes[0]]
@@ -165,7 +172,10 @@ class _Finder:
             trace = nodes[at].meta.get("stack_trace")
             for gap in [period * m for m in (1, 2, 3, 4, 5, 6, 7, 8, 16)]:
                 for other in (at + gap, at - gap):
-                    if stretch.start <= other < stretch.stop and nodes[other].meta.get("stack_trace") == trace:
+                    if (
+                        stretch.start <= other < stretch.stop
+                        and nodes[other].meta.get("stack_trace") == trace
+                    ):
                         return bool(loops_around([nodes[at], nodes[other]])) or not _readable(nodes[at])
         return False
 
@@ -281,7 +291,7 @@ class _Finder:
         body = [n for n in nodes[: segment.period] if n.target is not written]
         for place in reversed(places):
             order = [place.position(n) for n in body]
-            again = sum(b < a for a, b in zip(order, order[1:], strict=False))
+            again = sum(b < a for a, b in itertools.pairwise(order))
             if not again and not self._revisits(body):
                 return span_of(place, body)
         return span_of(places[-1] if places else None, body)
@@ -311,13 +321,15 @@ class _Finder:
         found: list[Kept] = []
         for key, marks in rounds.items():
             groups = [m for m in marks.values() if len(m) >= LEAST]
-            if key not in rolled and groups:
-                refusal = self._why(groups)
+            rounds_seen = sorted(len(m) for m in marks.values() if len(m) > 1)
+            count = rounds_seen[len(rounds_seen) // 2] if rounds_seen else 0
+            if key not in rolled and groups and count >= LEAST:
+                refusal = self._why(groups, count)
                 if refusal is not None:
-                    found.append(Kept(Span(key[0], key[1]), max(map(len, groups)), refusal))
+                    found.append(Kept(Span(key[0], key[1]), count, refusal))
         return found
 
-    def _why(self, groups: list[list[int]]) -> Refusal | None:
+    def _why(self, groups: list[list[int]], count: int) -> Refusal | None:
         """What prevents a loop; None when nothing ties its rounds together over time.
 
         ``groups`` holds, for each line and operation, where each round has its node.
@@ -338,7 +350,8 @@ class _Finder:
             return reasons.refuse(reasons.NOT_AFFINE, "", place).refusal
         if any(lo <= p <= hi for p in self.opaque.tolist()):
             return reasons.refuse(reasons.ALIASED_WRITE, "", place).refusal
-        return reasons.refuse(reasons.ODD_STEP, "", place).refusal
+        few = count <= LEAST + 1
+        return reasons.refuse(reasons.TOO_SHORT if few else reasons.ODD_STEP, "", place).refusal
 
     def _irregular(self, group: list[int]) -> bool:
         """Slices of one tensor at indices that do not move evenly."""
@@ -350,7 +363,7 @@ class _Finder:
 
     def _feeds_itself(self, group: list[int], lo: int) -> bool:
         """Whether a round's node depends on the same line's node of the round before."""
-        for earlier, later in zip(group, group[1:], strict=False):
+        for earlier, later in itertools.pairwise(group):
             stack, seen = [later], set()
             while stack:
                 at = stack.pop()

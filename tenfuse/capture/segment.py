@@ -19,8 +19,8 @@ from tenfuse.capture.periods import Sequence, Stretch
 
 ARITHMETIC = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.lt,
-    operator.le, operator.gt, operator.ge, operator.eq, operator.ne, torch.add, torch.sub, torch.mul, torch.div,
-    torch.pow, "add", "sub", "mul", "div", "pow", "lt", "le", "gt", "ge", "eq", "ne", torch.tensor,
+    operator.le, operator.gt, operator.ge, operator.eq, operator.ne, torch.add, torch.sub, torch.mul,
+    torch.div, torch.pow, "add", "sub", "mul", "div", "pow", "lt", "le", "gt", "ge", "eq", "ne", torch.tensor,
 }  # fmt: skip
 """Operations whose number operands may take any value at each step."""
 
@@ -68,7 +68,9 @@ def grow(ops: Operands, start: int, period: int, runs: int, least: int = 3) -> l
     """The segments of at least ``least`` runs, in order."""
     table = ops.table(start, period, runs)
     steps = np.diff(ops.index_table(start, period, runs), axis=0)
-    same_step = np.concatenate([[True], (steps[1:] == steps[:-1]).all(axis=1)]) if runs > 1 else np.array([True])
+    same_step = (
+        np.concatenate([[True], (steps[1:] == steps[:-1]).all(axis=1)]) if runs > 1 else np.array([True])
+    )
     relative = table - (start + period * np.arange(runs, dtype=np.int64))[:, None]
     found: list[Segment] = []
     first = 0

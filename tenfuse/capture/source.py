@@ -144,7 +144,9 @@ _TORCH = os.path.dirname(torch.__file__)
 
 def users_line(node: fx.Node) -> tuple[str, int]:
     """The innermost line behind a node that is not torch's own."""
-    own = [f for f in frames_of(node) if not f[0].startswith(_TORCH)] or list(frames_of(node)) or [("", 0, "")]
+    own = (
+        [f for f in frames_of(node) if not f[0].startswith(_TORCH)] or list(frames_of(node)) or [("", 0, "")]
+    )
     return own[-1][0], own[-1][1]
 
 

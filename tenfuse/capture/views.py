@@ -9,6 +9,7 @@ adds a dimension.  Indexing, ``select``, ``narrow`` and the elements of ``unbind
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from typing import Any
 
@@ -136,7 +137,7 @@ def shape_of(items: Items, base: torch.Tensor) -> tuple[Any, ...]:
 
 def _getitem(index: Any, base: torch.Tensor, out: torch.Tensor | None) -> Items | None:
     entries = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(e, (list, torch.Tensor)) or isinstance(e, bool) for e in entries):
+    if any(isinstance(e, (list, torch.Tensor, bool)) for e in entries):
         return None
     if any(e is Ellipsis for e in entries):
         at = next(i for i, e in enumerate(entries) if e is Ellipsis)
@@ -175,8 +176,17 @@ def _along(dim: Any, item: Item | None, base: torch.Tensor) -> Items | None:
 _SELECT = {"select", torch.select, torch.ops.aten.select.int}
 _NARROW = {"narrow", torch.narrow}
 _UNBIND = {"unbind", torch.unbind}
-_SPLIT = {"split", torch.split, torch.functional.split, "chunk", torch.chunk, "tensor_split",
-          torch.tensor_split, "split_with_sizes", torch.split_with_sizes}
+_SPLIT = {
+    "split",
+    torch.split,
+    torch.functional.split,
+    "chunk",
+    torch.chunk,
+    "tensor_split",
+    torch.tensor_split,
+    "split_with_sizes",
+    torch.split_with_sizes,
+}
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -263,7 +273,7 @@ def subscript(items: Items) -> tuple[ViewOp, ...]:
 def call(node: fx.Node) -> ViewOp | None:
     """A view operation of one tensor as a ``ViewOp``; None when it has other operands."""
     rest = (node.args[1:], node.kwargs)
-    target = node.target
+    target: Any = node.target
     if node.op == "call_method":
         target = getattr(torch.Tensor, str(node.target), None)
     symbols: list[fx.Node] = []
@@ -290,7 +300,7 @@ class Family:
 def _affine(numbers: list[int]) -> int | None:
     """The constant difference of consecutive numbers, or None."""
     step = numbers[1] - numbers[0]
-    return step if all(b - a == step for a, b in zip(numbers, numbers[1:], strict=False)) else None
+    return step if all(b - a == step for a, b in itertools.pairwise(numbers)) else None
 
 
 def family(runs: list[Items]) -> Family | None:
@@ -319,25 +329,28 @@ def family(runs: list[Items]) -> Family | None:
     return Family(_moving_ops(first, dim, min(starts), abs(step), len(runs), window), 1 if step > 0 else -1)
 
 
-def _moving_ops(items: Items, dim: int, start: int, step: int, runs: int, window: Range | None) -> tuple[ViewOp, ...]:
+def _moving_ops(
+    items: Items, dim: int, start: int, step: int, runs: int, window: Range | None
+) -> tuple[ViewOp, ...]:
     """Cut the range that all runs cover, give time its own dimension, bring it to the front."""
     place = sum(not isinstance(i, At) for i in items[:dim])
     count = 1 if window is None else window.count
     if window is None or count == 1:
-        cut = items[:dim] + (Range(start, runs, step),) + items[dim + 1 :]
+        cut = (*items[:dim], Range(start, runs, step), *items[dim + 1 :])
         ops = [ViewOp(operator.getitem, (index_of(cut),))]
         if window is not None:
             ops.append(ViewOp(torch.unsqueeze, (place + 1,)))
     elif count == step:
-        cut = items[:dim] + (Range(start, runs * count, 1),) + items[dim + 1 :]
-        ops = [ViewOp(operator.getitem, (index_of(cut),)),
-               ViewOp(torch.unflatten, (place, (runs, count)))]
+        cut = (*items[:dim], Range(start, runs * count, 1), *items[dim + 1 :])
+        ops = [ViewOp(operator.getitem, (index_of(cut),)), ViewOp(torch.unflatten, (place, (runs, count)))]
     else:
-        cut = items[:dim] + (Range(start, step * (runs - 1) + count, 1),) + items[dim + 1 :]
+        cut = (*items[:dim], Range(start, step * (runs - 1) + count, 1), *items[dim + 1 :])
         rank = sum(not isinstance(i, At) for i in cut)
-        ops = [ViewOp(operator.getitem, (index_of(cut),)),
-               ViewOp(torch.Tensor.unfold, (place, count, step)),
-               ViewOp(torch.movedim, (rank, place + 1))]
+        ops = [
+            ViewOp(operator.getitem, (index_of(cut),)),
+            ViewOp(torch.Tensor.unfold, (place, count, step)),
+            ViewOp(torch.movedim, (rank, place + 1)),
+        ]
     if place:
         ops.append(ViewOp(torch.movedim, (place, 0)))
     return tuple(ops)
@@ -364,8 +377,19 @@ def roll_of(node: fx.Node) -> tuple[int, int] | None:
     return shift, dim % value_of(node).dim()
 
 
-_CHANCE = ("rand", "dropout", "bernoulli", "normal", "multinomial", "poisson", "rrelu", "gumbel",
-           "scaled_dot_product", "exponential_", "uniform")
+_CHANCE = (
+    "rand",
+    "dropout",
+    "bernoulli",
+    "normal",
+    "multinomial",
+    "poisson",
+    "rrelu",
+    "gumbel",
+    "scaled_dot_product",
+    "exponential_",
+    "uniform",
+)
 
 
 def pure(node: fx.Node) -> bool:
@@ -376,8 +400,17 @@ def pure(node: fx.Node) -> bool:
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     if node.op not in ("call_method", "call_function") or any(c in name for c in _CHANCE):
         return False
-    plain = home in ("torch", "_operator", "torch._C._nn", "torch.nn.functional", "torch.functional",
-                     "torch._C._linalg", "torch._C._special", "torch._C._fft", "math")
+    plain = home in (
+        "torch",
+        "_operator",
+        "torch._C._nn",
+        "torch.nn.functional",
+        "torch.functional",
+        "torch._C._linalg",
+        "torch._C._special",
+        "torch._C._fft",
+        "math",
+    )
     return plain or (home == "" and node.target in vars(torch).values())
 
 
@@ -451,7 +484,13 @@ def items_of(op: ViewOp, base: torch.Tensor) -> Items | None:
     scratch = fx.Graph()
     source = scratch.placeholder("base")
     source.meta["example_value"] = base
-    target = "select" if op.target is torch.Tensor.select else "narrow" if op.target is torch.Tensor.narrow else op.target
+    target = (
+        "select"
+        if op.target is torch.Tensor.select
+        else "narrow"
+        if op.target is torch.Tensor.narrow
+        else op.target
+    )
     node = fx.Node(scratch, "probe", "call_function", operator.getitem, (), {})
     node.target = target
     node._args = (source, *op.args)  # type: ignore[attr-defined]
@@ -503,7 +542,11 @@ def apart(moved: Family, base: torch.Tensor) -> bool:
     """Whether the slices of a family show disjoint entries of ``base``."""
     seen = apply(base, moved.ops)
     sizes, strides = list(seen.shape), list(seen.stride())
-    if len(sizes) == 0 or static(strides[0]) == 0 or any(op.target is torch.Tensor.unfold for op in moved.ops):
+    if (
+        len(sizes) == 0
+        or static(strides[0]) == 0
+        or any(op.target is torch.Tensor.unfold for op in moved.ops)
+    ):
         return False
     return not any(static(s) == 0 and static(n) != 1 for n, s in zip(sizes, strides, strict=True))
 

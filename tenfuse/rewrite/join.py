@@ -24,7 +24,12 @@ def _runs(nodes: Sequence[fx.Node], picks: Picks) -> Iterator[list[fx.Node]]:
     i = 0
     while i < len(nodes):
         j, step = i + 1, 0
-        while j < len(nodes) and nodes[i] in picks and nodes[j] in picks and picks[nodes[j]][0] is picks[nodes[i]][0]:
+        while (
+            j < len(nodes)
+            and nodes[i] in picks
+            and nodes[j] in picks
+            and picks[nodes[j]][0] is picks[nodes[i]][0]
+        ):
             gap = picks[nodes[j]][1] - picks[nodes[j - 1]][1]
             if gap == 0 or (step and gap != step):
                 break
@@ -85,7 +90,11 @@ def _join(rec: Record, node: fx.Node) -> None:
 def join_slices(rec: Record) -> None:
     """Edit ``rec.graph``; remove the selects that nothing reads any more."""
     for node in list(rec.graph.nodes):
-        if node.op == "call_function" and node.target in (torch.stack, torch.cat) and "out" not in node.kwargs:
+        if (
+            node.op == "call_function"
+            and node.target in (torch.stack, torch.cat)
+            and "out" not in node.kwargs
+        ):
             parts = node.args[0] if node.args else None
             if isinstance(parts, (list, tuple)) and all(isinstance(p, fx.Node) for p in parts):
                 _join(rec, node)

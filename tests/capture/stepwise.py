@@ -100,7 +100,9 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return []
 
 
-def check(function: Callable[..., Any], *inputs: Any, grad: bool = True, dynamic: bool | None = False) -> Harness:
+def check(
+    function: Callable[..., Any], *inputs: Any, grad: bool = True, dynamic: bool | None = False
+) -> Harness:
     """Run ``function`` plainly and through the harness: outputs, gradients, mutated inputs."""
     torch._dynamo.reset()
     harness = Harness()

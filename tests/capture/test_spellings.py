@@ -19,7 +19,10 @@ def x_h(t=T):
 
 def found(harness, *want):
     """``want``: (steps, carries) per loop, in source order."""
-    assert [(loop.steps, len(loop.carries)) for loop in harness.loops] == list(want), (harness.loops, harness.kept)
+    assert [(loop.steps, len(loop.carries)) for loop in harness.loops] == list(want), (
+        harness.loops,
+        harness.kept,
+    )
     assert not harness.kept
     return harness
 
