@@ -33,6 +33,7 @@ from tenfuse.rewrite.assemble import Fused, assemble
 from tenfuse.rewrite.splice import lower, splice
 from tenfuse.rewrite.tree import restore
 from tenfuse.runtime.compile import compiler
+from tenfuse.runtime.firstcall import checked
 from tenfuse.runtime.op import kernel_name, launches, prepare
 from tenfuse.step.fission import split
 from tenfuse.step.normalize import normalize
@@ -69,7 +70,12 @@ def tenfuse(
         log.warning("tenfuse failed inside and left the graph to %s: %s", chosen.inner, error, exc_info=True)
         outcome = Outcome(gm, ())
     record(Report.of(outcome.loops), launches)
-    return _inner(outcome.graph, example_inputs, chosen, **kwargs)
+    compiled = _inner(outcome.graph, example_inputs, chosen, **kwargs)
+    if chosen.validate == "off" or outcome.graph is gm:
+        return compiled
+    return checked(
+        compiled, restore(gm), outcome.graph, lambda: _inner(gm, example_inputs, chosen), chosen.strict
+    )
 
 
 def _inner(
@@ -178,14 +184,17 @@ def _is_combine(node: fx.Node) -> bool:
 
 def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> Fused:
     """One loop through step, plan and assembly; raises ``Refused``."""
-    _check_device(loop)
+    _check_target(loop, options)
     step = normalize(loop, _autocast(loop, gm))
     parts = split(step)
     core = read(step, parts) if step.live else None
     return assemble(loop, step, parts, core, _grads_on(loop, gm), options.chunk)
 
 
-def _check_device(loop: Loop) -> None:
+def _check_target(loop: Loop, options: Options) -> None:
+    """Refuse what no emitter serves."""
+    if options.target == "triton":
+        raise refuse(DEVICE, "target='triton' has no emitter in this version; use 'auto' or 'cpp'")
     for node in loop.body.graph.nodes:
         value = node.meta.get("example_value")
         if isinstance(value, torch.Tensor) and value.device.type != "cpu":
