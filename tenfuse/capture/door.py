@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 from torch._dynamo.exc import RestartAnalysis
+from torch._dynamo.symbolic_convert import InstructionTranslatorBase, SpeculationEntry
 from torch._dynamo.variables.functions import UserFunctionVariable
 from torch._higher_order_ops.associative_scan import (
     associative_scan,
@@ -76,11 +77,20 @@ def as_operator(
 
 
 _SPELLED: Any = as_operator
+_RELIED_ON = (
+    (InstructionTranslatorBase, "speculate"),
+    (SpeculationEntry, "fail_and_restart_analysis"),
+    (torch._C._functorch, "peek_interpreter_stack"),
+)
+"""Parts of the tracer that another torch may not have."""
 
 
 def _generic(args: Any, kwargs: Any) -> bool:
-    mode = inspect.signature(associative_scan).bind(*args, **kwargs).arguments.get("combine_mode")
-    return mode is not None and mode.as_python_constant() == "generic"
+    try:
+        mode = inspect.signature(associative_scan).bind(*args, **kwargs).arguments.get("combine_mode")
+    except TypeError:  # a wrong call: torch says so itself
+        return False
+    return mode is not None and mode.is_python_constant() and mode.as_python_constant() == "generic"
 
 
 def _traced(tx: Any, args: Any, kwargs: Any) -> Any:
@@ -116,6 +126,9 @@ def install() -> None:
     """Open the door, once per process."""
     original = UserFunctionVariable.call_function
     if getattr(original, _MARK, False):
+        return
+    if not all(hasattr(home, name) for home, name in _RELIED_ON):
+        log.warning("this torch traces differently: associative_scan is inlined, as without tenfuse")
         return
 
     @functools.wraps(original)

@@ -211,8 +211,9 @@ def test_a_result_written_in_place():
 # time that changes --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lengths", [(6, 11, 40), (70, 300, 129)])
 @pytest.mark.parametrize("kind", ["associative", "scan"])
-def test_one_compilation_for_every_length(kind):
+def test_one_compilation_for_every_length(kind, lengths):
     def f(a, b):
         if kind == "scan":
             return scan(lambda h, x: (x[0] * h + x[1], h * x[1]), b[0], (a, b))[1]
@@ -221,7 +222,7 @@ def test_one_compilation_for_every_length(kind):
     torch._dynamo.reset()
     with recording() as heard:
         compiled = torch.compile(f, backend="tenfuse", options=STRICT)
-        for steps in (6, 11, 40):
+        for steps in lengths:
             a, b = normal(steps, 4).sigmoid().requires_grad_(), normal(steps, 4).requires_grad_()
             torch._dynamo.mark_dynamic(a, 0)
             torch._dynamo.mark_dynamic(b, 0)
@@ -301,6 +302,16 @@ def test_wrong_arguments_raise_what_they_always_raised():
         graph_of(f, normal(7, 3), 5)
     with pytest.raises(type(theirs.value)):
         graph_of(f, normal(7, 3), 5, mark=door.ours)
+
+
+def test_another_torch_is_left_alone(monkeypatch):
+    from torch._dynamo.variables.functions import UserFunctionVariable
+
+    plain = UserFunctionVariable.call_function.__wrapped__
+    monkeypatch.setattr(UserFunctionVariable, "call_function", plain)
+    monkeypatch.setattr(door, "_RELIED_ON", ((torch, "no such thing"),))
+    door.install()
+    assert UserFunctionVariable.call_function is plain
 
 
 def test_under_vmap_torch_is_left_alone():
