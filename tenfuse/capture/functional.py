@@ -230,13 +230,13 @@ class _Copier:
             return False
         if node in self.writes:
             return self.writes[node] == [first]
-        return call(node) is not None and "detach" not in _name(node)
+        return call(node) is not None
 
     def _functional(self, node: fx.Node, targets: list[fx.Node]) -> bool:
         name = _name(node)
         if len(targets) != 1 or node.args[:1] != (targets[0],) or node.kwargs.get("out") is not None:
             return False
-        if self._symbolic_path(targets[0]):
+        if self._untraceable(targets[0]):
             return False
         if node.target is operator.setitem:
             symbols: list[fx.Node] = []
@@ -252,8 +252,8 @@ class _Copier:
             return True
         return callable(self._pure(node))
 
-    def _symbolic_path(self, node: fx.Node) -> bool:
-        """Whether ``node`` is reached from its root through sizes that are graph values."""
+    def _untraceable(self, node: fx.Node) -> bool:
+        """Whether ``node`` is reached from its root through sizes that are graph values, or a detach."""
         store = storage_of(value_of(node))
         while isinstance(node, fx.Node) and store in self._storages(node) and node.op != "placeholder":
             if (
@@ -263,6 +263,8 @@ class _Copier:
             ):
                 return False
             if node not in self.writes and any(n is not node.args[0] for n in node.all_input_nodes):
+                return True
+            if node not in self.writes and "detach" in _name(node):
                 return True
             node = node.args[0]
         return False
@@ -299,7 +301,17 @@ class _Copier:
         known, version = state.find(self.box[node])
         if known is not None:
             return known
+        first = node.args[0]
+        if isinstance(first, fx.Node) and self.box[node].cells is None and self.chain[first]:
+            return self._again(node, self.value(first))
         return self._replay(node, state, version)
+
+    def _again(self, node: fx.Node, base: fx.Node) -> fx.Node:
+        """A view that is no slice, of whatever its base holds now."""
+        if (node, base) not in self.cache:
+            args = (base, *self.map(node.args[1:]))
+            self.cache[node, base] = self._emit(node, node.op, node.target, args, self.map(node.kwargs))
+        return self.cache[node, base]
 
     def _replay(self, node: fx.Node, state: _Storage, version: fx.Node) -> fx.Node:
         cached = self.cache.get((node, version))

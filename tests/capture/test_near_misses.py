@@ -166,6 +166,17 @@ def test_input_overwritten():
     assert steps(check(f, x.detach(), h)) == [T]
 
 
+def test_saved_input_overwritten_by_the_loop():
+    def f(x, g, h):
+        y = x * 1.0
+        for t in range(x.shape[1]):
+            h = h * g[:, t] + y[:, t].detach()
+            y[:, t] = h
+        return y
+
+    assert steps(check(f, *inputs((B, T, D), (B, T, D), (B, D)))) == [T]
+
+
 def test_input_changed_after_the_loop():
     def f(x, h):
         out = []

@@ -151,6 +151,28 @@ def test_state_read_back_from_a_clone_of_the_input():
     found(check(f, *inputs((B, T, D))), (T - 1, 1))
 
 
+def test_state_read_back_through_a_transposed_slice():
+    def f(x, h):
+        s = torch.zeros(x.shape[1] + 1, x.shape[0], x.shape[2])
+        s[0] = h
+        for i in range(x.shape[1]):
+            s[i + 1] = s[i].t().t() * 0.5 + x[:, i]
+        return s
+
+    found(check(f, *x_h()), (T, 1))
+
+
+def test_state_read_back_and_detached():
+    def f(x, h):
+        s = torch.zeros(x.shape[1] + 1, x.shape[0], x.shape[2])
+        s[0] = h
+        for i in range(x.shape[1]):
+            s[i + 1] = s[i].detach() * 0.5 + x[:, i]
+        return s
+
+    found(check(f, *x_h()), (T, 1))
+
+
 def test_reversed_buffer():
     def f(r, v):
         out = torch.zeros_like(r)
