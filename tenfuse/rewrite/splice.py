@@ -42,6 +42,9 @@ class _Splice:
         self.members = set(self.region)
         self._part_strays()
         self.anchor = self.region[0]
+        holders = (n for n in loop.body.graph.nodes if n.op == "placeholder")
+        values = (n.meta.get("example_value") for n in holders)
+        self.differentiable = any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
         self.held: dict[fx.Node, fx.Node] = {}
         self.fresh: dict[fx.Node, fx.Node] = {}
         self.wholes: dict[fx.Node, fx.Node] = {}
@@ -110,6 +113,8 @@ class _Splice:
         if rec.dies.get(value, self.lo) < self.lo:
             return self._clone(value, holder)
         self.held[holder] = value
+        if value in rec.dies and self.differentiable:
+            return self.graph.call_function(torch.clone, (holder,))  # saved for backward, then overwritten
         return holder
 
     def _steady(self, value: fx.Node) -> fx.Node:
