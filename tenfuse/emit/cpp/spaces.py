@@ -415,7 +415,9 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
                 bool(_mixes(kernel, mixing)),
             )
         elif a == row:
-            cap = 8 if shared else 4
+            # Few rows at once, or their lines evict each other; more where a result has them side by side.
+            beside = any(o.role == "out" and o.unit == a for o in kernel.operands)
+            cap = 8 if shared or beside else 4
             limit = max(1, budget * 4 // max(per_entry * (found[tile].trips if tile in found else 1), 1))
             cap = min(cap, limit) if a in dynamic else min(cap, limit, max(sizes[a], 1))
             found[a] = Axis("tile", f"n{i}", cap, i)
