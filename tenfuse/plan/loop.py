@@ -23,6 +23,9 @@ from tenfuse.step.axes import hint
 from tenfuse.step.program import AxisName, StepProgram, prune
 from tenfuse.step.reader import Placed, View
 
+FORMAT = 2
+"""Raised whenever the outputs of the operator change for one and the same plan."""
+
 CHUNK = 64
 """Steps between saved states unless the user says otherwise."""
 
@@ -87,8 +90,12 @@ class LoopPlan:
     dynamic: tuple[tuple[AxisName, tuple[str, int, int, int]], ...]
 
     def key(self) -> str:
-        """A name for the plan: equal plans have equal names."""
-        return hashlib.sha256(canonical(self).encode()).hexdigest()[:32]
+        """A name for the plan: equal plans have equal names.
+
+        Inductor keeps compiled graphs on disk by this name, so it also says which version
+        of the operator's outputs they were compiled against.
+        """
+        return hashlib.sha256(f"{FORMAT}:{canonical(self)}".encode()).hexdigest()[:32]
 
 
 def canonical(value: Any) -> str:

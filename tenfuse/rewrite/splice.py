@@ -27,6 +27,30 @@ def _view_ops(graph: fx.Graph, value: fx.Node, ops: Sequence[ViewOp]) -> fx.Node
     return value
 
 
+_FACTORIES = {
+    torch.empty, torch.zeros, torch.ones, torch.full, torch.empty_like, torch.zeros_like, torch.ones_like,
+    torch.full_like, "new_empty", "new_zeros", "new_ones", "new_full",
+}  # fmt: skip
+"""Calls that make a tensor of constants."""
+
+
+def _laid_out(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _time_in(buffer: torch.Tensor, ops: Sequence[ViewOp]) -> int | None:
+    """The dimension of ``buffer`` that ``ops`` bring to the front, if that is all they do."""
+    if not all(isinstance(n, int) for n in (*buffer.shape, *buffer.stride())):
+        return None
+    whole = torch.empty_strided(buffer.shape, buffer.stride(), device="meta")
+    seen = whole
+    for op in ops:
+        seen = op.target(seen, *op.args, **dict(op.kwargs))
+    places = [(d, whole.movedim(d, 0)) for d in range(whole.dim())]
+    alike = [d for d, v in places if (v.shape, v.stride()) == (seen.shape, seen.stride())]
+    return alike[0] if alike and seen.storage_offset() == 0 else None
+
+
 class _Splice:
     def __init__(self, gm: fx.GraphModule, loop: Loop, fused: fx.GraphModule) -> None:
         self.gm, self.loop, self.fused = gm, loop, fused
@@ -216,8 +240,30 @@ class _Splice:
         rec = self.record
         return self._base(rec.root[rec.holder.get(write.buffer, rec.origin[write.buffer])])
 
+    def _takes_place(self, write: BufferWrite, ys: fx.Node) -> bool:
+        """Let the loop's own output be the buffer: if the user made the buffer only to fill it.
+
+        It must be fresh, unread until now, not written later, filled whole, and laid out alike.
+        """
+        root = self._buffer(write)
+        buffer, stacked = root.meta.get("example_value"), ys.meta.get("example_value")
+        early = any(self.record.order.get(u, self.lo) < self.lo for u in root.users)
+        late = any(at > self.hi for at, _ in self.record.versions.get(root, ()))
+        if root.target not in _FACTORIES or early or late or root in self.record.moved or buffer is None:
+            return False
+        dim = _time_in(buffer, write.views)
+        if dim is None or stacked is None or _laid_out(stacked.movedim(0, dim)) != _laid_out(buffer):
+            return False
+        made = self.graph.call_function(torch.movedim, (ys, 0, dim))
+        made.meta["example_value"] = buffer
+        root.replace_all_uses_with(made, lambda user: self.record.order.get(user, -1) > self.hi)
+        self.record.moved[root] = made
+        return True
+
     def _write_buffer(self, write: BufferWrite) -> None:
         ops, ys = write.views, self.ys[write.y]
+        if self._takes_place(write, ys):
+            return
         if ops and ops[-1].target is torch.flip:
             ops, ys = ops[:-1], self.graph.call_function(torch.flip, (ys, (0,)))
         self.graph.call_method("copy_", (_view_ops(self.graph, self._buffer(write), ops), ys))
