@@ -92,7 +92,9 @@ def _transpose(i: int, j: int) -> Simple:
 def _index(index: Any, base: torch.Tensor) -> list[Simple] | None:
     """A basic index as selects, slices of step 1 and new dimensions."""
     items = list(index) if isinstance(index, tuple) else [index]
-    if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) and not isinstance(i, bool) for i in items):
+    if not all(
+        i is None or i is Ellipsis or (isinstance(i, (int, slice)) and not isinstance(i, bool)) for i in items
+    ):
         return None
     taken = sum(isinstance(i, (int, slice)) for i in items)
     if Ellipsis in items:

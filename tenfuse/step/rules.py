@@ -478,7 +478,14 @@ def _slice(
 
 @rule(aten.slice_scatter.default)
 def _slice_scatter(
-    space: Space, target: Any, a: Value, b: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    space: Space,
+    target: Any,
+    a: Value,
+    b: Value,
+    dim: int = 0,
+    start: Any = None,
+    end: Any = None,
+    step: int = 1,
 ) -> Value:
     size = space.length(a.dims[dim])
     if step != 1 or not isinstance(size, int):
