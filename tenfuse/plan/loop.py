@@ -27,7 +27,10 @@ FORMAT = 2
 """Raised whenever the outputs of the operator change for one and the same plan."""
 
 CHUNK = 64
-"""Steps between saved states unless the user says otherwise."""
+"""Steps between saved states unless they would not fit the cache, or the user says otherwise."""
+
+_CACHE = 1 << 19
+"""Bytes that the states of one chunk of one task may take: half of a common L2."""
 
 NAMES = {
     torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16",
@@ -148,12 +151,12 @@ def plan(
     examples: Examples,
     wanted: Wanted,
     reverse: bool,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> LoopPlan:
     """Kernels and layouts for one loop.
 
     ``places`` are those of carries, streams, invariants and outputs, with sources already
-    turned into positions in ``examples``.
+    turned into positions in ``examples``.  ``chunk`` is derived from the sizes when None.
     """
     carries, streams, invariants, outs = places
     compute = (
@@ -173,6 +176,7 @@ def plan(
             [i for i, p in enumerate(streams) if wanted.streams[p.source]],
             [i for i, p in enumerate(invariants) if wanted.invariants[p.source]],
         )
+        chunk = chunk or _chunk(program, back, 8 if compute == "f64" else 4)
         kernel = operands.backward(back, reverse, chunk)
         saving = forward
         if back.needs_states:
@@ -187,6 +191,14 @@ def plan(
         carries, streams, invariants, outs, exports, forward, saving, backward, wanted,
         _dynamic(program, carries, streams, invariants),
     )  # fmt: skip
+
+
+def _chunk(program: StepProgram, back: Adjoint, itemsize: int) -> int:
+    """Steps whose states stay in the cache while the adjoint walks them, from 16 to 64."""
+    alone = back.program.parallel_axes()
+    state = sum(math.prod(program.sizes[a] for a in c.axes if a not in alone) for c in program.carries)
+    fits = _CACHE // max(state * itemsize, 1)
+    return min(CHUNK, max(16, 1 << (fits.bit_length() - 1) if fits else 16))
 
 
 def _step_numel(stream: torch.Tensor) -> int:

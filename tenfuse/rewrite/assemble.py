@@ -19,7 +19,7 @@ import torch.fx as fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.capture.loop import Loop, Stream
-from tenfuse.plan.loop import CHUNK, Examples, LoopPlan, Wanted, plan
+from tenfuse.plan.loop import Examples, LoopPlan, Wanted, plan
 from tenfuse.reasons import NOT_BATCHABLE, Refused, refuse
 from tenfuse.runtime.op import register
 from tenfuse.step.fission import Fission, ancestors
@@ -104,7 +104,7 @@ def assemble(
     loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int | str
 ) -> Fused:
     """The graph that replaces ``loop``; ``grads`` says whether gradients may flow at all."""
-    maker = _Assembly(loop, step, parts, core, grads, CHUNK if chunk == "auto" else int(chunk))
+    maker = _Assembly(loop, step, parts, core, grads, None if chunk == "auto" else int(chunk))
     try:
         return maker.trace()
     except Refused:
@@ -117,7 +117,7 @@ def assemble(
 
 class _Assembly:
     def __init__(
-        self, loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int
+        self, loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int | None
     ) -> None:
         self.loop, self.step, self.parts, self.core, self.chunk = loop, step, parts, core, chunk
         self.runner = _Runner(step.graph)

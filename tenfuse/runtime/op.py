@@ -20,6 +20,7 @@ from torch._dynamo.utils import counters
 from tenfuse.plan.kernel import Kernel
 from tenfuse.plan.loop import Layout, LoopPlan, dense_like
 from tenfuse.runtime.launch import DTYPES, Launcher
+from tenfuse.runtime.pages import advise
 from tenfuse.step.adjoint import Summed
 from tenfuse.step.program import AxisName
 from tenfuse.step.reader import Placed
@@ -183,6 +184,8 @@ def _loop(
     dynamic = _sizes(plan, groups)
     sizes = _all_sizes(plan, dynamic)
     finals, exports, saves = _allocate(plan, groups, steps, save, sizes)
+    for large in (*exports, *saves):
+        advise(large)
     bound = _enter(plan, groups, sizes)
     bound |= {("init", i): _view(carries[p.source], p, sizes, 0) for i, p in enumerate(plan.carries)}
     bound |= {("final", i): _view(finals[p.source], p, sizes, 0) for i, p in enumerate(plan.carries)}
@@ -228,6 +231,8 @@ def _loop_backward(
     sizes = _all_sizes(plan, dynamic)
     back, kernel = plan.backward.adjoint, plan.backward.kernel
     out_carries, out_streams, out_invariants = _gradients(plan, groups)
+    for large in (g for g in out_streams if g is not None):
+        advise(large)
     bound = _enter(plan, groups, sizes)
     finals, exports = grads[: len(carries)], grads[len(carries) :]
     bound |= {("init", i): _view(finals[p.source], p, sizes, 0) for i, p in enumerate(plan.carries)}
@@ -246,7 +251,9 @@ def _loop_backward(
         else:
             shape = [sizes[a] for a in out.axes]
             dtype = DTYPES[kernel.compute]
-            bound["out", k] = like.new_empty(shape if out.accumulate else [steps, *shape], dtype=dtype)
+            bound["out", k] = advise(
+                like.new_empty(shape if out.accumulate else [steps, *shape], dtype=dtype)
+            )
     _run(kernel, key, "backward", bound, steps, _dynamic_names(kernel, dynamic))
     for i, terms in back.invariants.items():
         place = plan.invariants[i]
