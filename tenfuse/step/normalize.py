@@ -138,6 +138,8 @@ def normalize(loop: Loop, autocast: contextlib.AbstractContextManager[Any] | Non
 
 def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
     graph = traced.graph
+    for node in graph.nodes:
+        _check(node)
     purify(graph)
     graph.eliminate_dead_code()
     _materialise_constants(traced)
@@ -145,8 +147,6 @@ def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
     carries, streams = len(loop.carries), len(loop.streams)
     output = next(n for n in graph.nodes if n.op == "output")
     results = output.args[0]
-    for node in graph.nodes:
-        _check(node)
     for i, carry in enumerate(loop.carries):
         if carry.init is not None:
             _same_kind(found.get(i), results[i], carry.name)
