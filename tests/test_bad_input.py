@@ -97,7 +97,7 @@ def test_random_body_is_kept():
     x, _, h = inputs()
     _, loops = ran(model, x, h)
     assert [loop.code for loop in loops] == ["TF201"]
-    assert "dropout" in loops[0].where
+    assert "dropout" in dict(loops[0].source)[loops[0].blocker]
 
 
 def test_item_breaks_the_graph_and_nothing_else():
