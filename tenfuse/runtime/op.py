@@ -294,7 +294,13 @@ def _loop_backward_fake(
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     carries, streams, invariants, steps, key, save = inputs
-    results = len(carries) + len(_plan(key).exports)
+    plan = _plan(key)
+    results = len(carries) + len(plan.exports)
+    asked = [
+        *zip(streams, plan.wanted.streams, strict=True),
+        *zip(invariants, plan.wanted.invariants, strict=True),
+    ]
+    ctx.unplanned = sum(t.requires_grad and not wanted for t, wanted in asked)
     ctx.counts = (len(carries), len(streams), len(invariants))
     ctx.steps, ctx.key, ctx.save = steps, key, save
     ctx.likes = [(o.shape, o.dtype, o.device) for o in output[:results]]
@@ -305,6 +311,11 @@ def _derivative(ctx: Any, grads: Any) -> Any:
     if not ctx.save:
         raise RuntimeError(
             "tenfuse: this loop was compiled without gradients; compile it where gradients are on"
+        )
+    if ctx.unplanned:
+        raise RuntimeError(
+            f"tenfuse: {ctx.unplanned} inputs of a fused loop want a gradient that they did not want when it"
+            " was compiled; please report this, and compile the model with backend='inductor' meanwhile"
         )
     plan = _plan(ctx.key)
     a, b, c = ctx.counts

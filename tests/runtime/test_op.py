@@ -84,6 +84,17 @@ def test_opcheck(name, calls, monkeypatch):
     torch.library.opcheck(torch.ops.tenfuse.loop.default, (*leaves, steps, calls[-1][0], True))
 
 
+def test_a_gradient_that_was_not_planned_is_no_silent_zero(calls, monkeypatch):
+    given, groups = [], op._groups
+    monkeypatch.setattr(op, "_groups", lambda *tensors: given.append(tensors) or groups(*tensors))
+    x, a, h = inputs((2, 5, 3), (3,), (2, 3))
+    compiled(ema)(x, a.detach(), h)
+    leaves = [[t.detach().clone().requires_grad_() for t in group] for group in given[-1]]
+    outputs = torch.ops.tenfuse.loop(*leaves, 5, calls[-1][0], True)
+    with pytest.raises(RuntimeError, match="did not want when it was compiled"):
+        outputs[0].sum().backward()
+
+
 def test_no_second_derivative():
     args = inputs((2, 5, 3), (3,), (2, 3))
     y, _ = compiled(ema)(*args)
