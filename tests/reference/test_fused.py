@@ -25,7 +25,7 @@ def test_explained_as_fused(case):
     assert_all_fused(tenfuse.explain(model)(*inputs).loops, case)
 
 
-@pytest.mark.parametrize("steps", [7, pytest.param(64, marks=pytest.mark.slow), 130])
+@pytest.mark.parametrize("steps", [7, *(pytest.param(t, marks=pytest.mark.slow) for t in (64, 130))])
 @pytest.mark.parametrize("case", LOOPS, ids=lambda c: c.name)
 def test_fused_and_right(case, steps):
     model, inputs = case.make(steps)
