@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 
 # One torch thread per worker: two workers share the cores.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --durations=15
 
 test-all: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --slow
