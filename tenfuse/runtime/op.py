@@ -259,14 +259,21 @@ def _loop_backward(
         place = plan.invariants[i]
         target = _view(out_invariants[place.source], place, sizes, 0)
         for term in terms:
-            target += _term(plan, term, bound, back.axes[i]).to(target.dtype)
+            target += _term(plan, term, bound, back.axes[i], DTYPES[kernel.compute]).to(target.dtype)
     return [g for g in (*out_carries, *out_streams, *out_invariants) if g is not None]
 
 
 def _term(
-    plan: LoopPlan, term: Any, bound: dict[tuple[str, int], torch.Tensor], own: tuple[AxisName, ...]
+    plan: LoopPlan,
+    term: Any,
+    bound: dict[tuple[str, int], torch.Tensor],
+    own: tuple[AxisName, ...],
+    compute: torch.dtype,
 ) -> torch.Tensor:
-    """One contribution to an invariant's gradient, over the invariant's axes."""
+    """One contribution to an invariant's gradient, over the invariant's axes.
+
+    A factor may be the gradient of a stream, which has the stream's own dtype.
+    """
     assert plan.backward is not None
     outs = plan.backward.adjoint.program.outs
     if isinstance(term, Summed):
@@ -279,8 +286,8 @@ def _term(
     left, right = outs[term.left].axes, outs[term.right].axes
     letters = {a: n + 1 for n, a in enumerate(dict.fromkeys((*left, *right, *own)))}
     return torch.einsum(
-        bound["out", term.left], [0, *(letters[a] for a in left)],
-        bound["out", term.right], [0, *(letters[a] for a in right)],
+        bound["out", term.left].to(compute), [0, *(letters[a] for a in left)],
+        bound["out", term.right].to(compute), [0, *(letters[a] for a in right)],
         [letters[a] for a in own],
     )  # fmt: skip
 
