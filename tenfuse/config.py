@@ -37,9 +37,9 @@ class Options:
     ``strict``        a failure inside tenfuse raises instead of falling back
     ``inner``         the compiler of everything outside the loops
     ``target``        the language of the kernels; "auto" follows the tensors' device
-    ``validate``      "first-call": compare each kernel with the loop it replaces, once
+    ``validate``      "first-call": compare the graph before and after on real inputs, once
     ``chunk``         steps between saved states; "auto" derives it from the sizes
-    ``fast_forward``  let long loops be traced for a few steps only
+    ``fast_forward``  let long loops be traced for a few steps only (no effect in this version)
     ``inductor``      pairs ``(name, value)`` given as ``inductor.<name>``
     """
 
