@@ -64,6 +64,7 @@ class _Splice:
         self.alive = set(self.graph.nodes)
         self.region = [n for n in self.graph.nodes if self.lo <= self.record.order.get(n, -1) <= self.hi]
         self.members = set(self.region)
+        self.behind: dict[fx.Node, list[fx.Node]] = {}
         self._part_strays()
         self.anchor = self.region[0]
         holders = (n for n in loop.body.graph.nodes if n.op == "placeholder")
@@ -113,6 +114,7 @@ class _Splice:
             if any(a in behind for v in values[node] for a in v.all_input_nodes):
                 behind |= set(values[node])
                 after.append(node)
+                self.behind[node] = values[node]
             else:
                 self.region[0].prepend(node)
                 rec.order[node] = self.lo - 0.5
@@ -136,10 +138,25 @@ class _Splice:
         holder = rec.moved.get(holder, holder)
         if rec.dies.get(value, self.lo) < self.lo:
             return self._clone(value, holder)
+        if holder in self.members:
+            return self._again(value)
         self.held[holder] = value
         if value in rec.dies and self.differentiable:
             return self.graph.call_function(torch.clone, (holder,))  # saved for backward, then overwritten
         return holder
+
+    def _again(self, value: fx.Node) -> fx.Node:
+        """A view whose node goes with the steps, of what they left in its tensor."""
+
+        def given(a: fx.Node) -> fx.Node:
+            return self._escape(a) if a in self.loop.uses else self._hold(a)
+
+        made = self.graph.create_node(
+            value.op, value.target, fx.node.map_arg(value.args, given), fx.node.map_arg(value.kwargs, given)
+        )
+        made.meta = dict(value.meta)
+        self.record.spliced[value] = made
+        return made
 
     def _steady(self, value: fx.Node) -> fx.Node:
         """A node that still holds ``value`` when the loop's own writes are done.
@@ -319,7 +336,7 @@ class _Splice:
             if member is not root and self._whole(member):
                 user.replace_input_with(member, self._base(root))
             return  # a view of a tensor from before the loop: it stays, with the tensor
-        value = rec.copies[member] if member in rec.copies else rec.reads[user][member]
+        value = rec.copies[member] if member in rec.copies else self._read(user, member, root)
         name = member if root is None or not self._whole(member) else root
         with self.graph.inserting_before(self.anchor):
             if name in rec.moved:
@@ -332,6 +349,14 @@ class _Splice:
                 made = self._hold(value)
         user.replace_input_with(member, made)
         rec.reads[user][made] = value
+
+    def _read(self, user: fx.Node, member: fx.Node, root: fx.Node | None) -> fx.Node:
+        """The value ``user`` reads; for a view that went behind the loop, what it shows there."""
+        rec, value = self.record, self.record.reads[user][member]
+        if value not in self.inside or value in self.loop.uses or root is None:
+            return value
+        shown = [a for v in self.behind.get(user, ()) for a in v.all_input_nodes if a in self.loop.uses]
+        return next((a for a in shown if rec.root.get(rec.origin[a]) is root), value)
 
     def _own(self, root: fx.Node | None, name: fx.Node, value: fx.Node) -> fx.Node:
         """The value; a copy of it, under its old name, if the user's graph goes on to write it."""

@@ -94,6 +94,9 @@ def split(step: Aten) -> Fission:
     static = frozenset(n for n in graph.nodes if n not in variable and n.op != "output")
     feeds = ancestors([step.nexts[i] for i in step.live], graph)
     core = {n for n in dependent & feeds if n.op != "placeholder"}
+    core |= {
+        u for n in core if not isinstance(n.meta.get("val"), torch.Tensor) for u in n.users if u in dependent
+    }
     results = [n for i, n in enumerate(step.nexts) if i not in step.live] + list(step.ys)
     results = [n for n in results if n in dependent]
     after = [n for n in graph.nodes if n in dependent and n not in core and n.op == "call_function"]

@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.capture.loop import Loop
 from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse
+from tenfuse.step.choice import unfold
 from tenfuse.step.purify import purify
 
 aten = torch.ops.aten
@@ -146,6 +147,7 @@ def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
     found = dict(zip(tensor_at, [n for n in graph.nodes if n.op == "placeholder"], strict=True))
     carries, streams = len(loop.carries), len(loop.streams)
     output = next(n for n in graph.nodes if n.op == "output")
+    unfold(graph, _feeding(output.args[0][:carries]))
     results = output.args[0]
     for i, carry in enumerate(loop.carries):
         if carry.init is not None:
@@ -160,6 +162,18 @@ def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
         tuple(results[:carries]),
         tuple(results[carries:]),
     )
+
+
+def _feeding(nexts: Sequence[Any]) -> set[fx.Node]:
+    """What the next state is computed from."""
+    found: set[fx.Node] = set()
+    stack = [n for n in nexts if isinstance(n, fx.Node)]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += node.all_input_nodes
+    return found
 
 
 def _materialise_constants(traced: fx.GraphModule) -> None:
