@@ -80,7 +80,7 @@ def targets_written(node: fx.Node) -> list[fx.Node]:
     if (
         node.target is operator.setitem
         or node.target in _OPERATORS
-        or (name.endswith("_") and not name.endswith("__") and node.args)
+        or (_ends_in_place(node, name) and node.args)
     ):
         found = [node.args[0]]
     elif node.kwargs.get("out") is not None:
@@ -95,6 +95,15 @@ def targets_written(node: fx.Node) -> list[fx.Node]:
     else:
         return []
     return [n for n in found if isinstance(n, fx.Node) and is_tensor(n)]
+
+
+def _ends_in_place(node: fx.Node, name: str) -> bool:
+    """Torch's mark of an in-place operation; Python's ``operator.and_`` only avoids a keyword."""
+    return (
+        name.endswith("_")
+        and not name.endswith("__")
+        and getattr(node.target, "__module__", "") != "_operator"
+    )
 
 
 def _inplace_flag(node: fx.Node) -> bool:

@@ -129,7 +129,8 @@ class _Reader:
     def _enter(self, kind: str, node: fx.Node, name: str, source: Any) -> Value:
         """A tensor that enters the kernel, one input per piece and part."""
         tensor = node.meta["val"]
-        if not (tensor.is_floating_point() or tensor.is_complex()) and kind == "carry":
+        numeric = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool
+        if not numeric and kind == "carry":
             raise refuse(DTYPE, f"a carry is {tensor.dtype}")
         dims = self.space.new_dims(tuple(tensor.shape), name)
 
