@@ -30,6 +30,8 @@ class Access:
     dims: tuple[tuple[AxisName, str], ...]
     padded: bool = False
     panel: str = ""
+    far: bool = False
+    """Written once and not read here: large ones are written past the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,6 +330,8 @@ class NestWriter:
             self.put(f"sts({address}, {stride}, {value}, {count or 'W'});")
         elif count and not access.padded:
             self.put(f"stn({address}, {value}, {count});")
+        elif access.far:
+            self.put(f"stf({address}, {value}, far);")
         else:
             self.put(f"st({address}, {value});")
 

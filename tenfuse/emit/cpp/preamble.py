@@ -117,6 +117,20 @@ FN void st(@OTHER* p, V x) { for (int i = 0; i < W; i++) p[i] = (@OTHER)x[i]; }
 FN void st(bf16* p, V x) { *(VHU*)p = __builtin_convertvector(narrow(down(x)), VH); }
 FN void st(f16* p, V x) { *(VHU*)p = __builtin_convertvector(half_down(down(x)), VH); }
 FN void st(uint8_t* p, V x) { for (int i = 0; i < W; i++) p[i] = x[i] != 0; }
+#if defined(__AVX512F__) && !defined(__clang__) && @LINE == 64
+FN void past(T* p, V x) { __builtin_ia32_movnt@NT(p, x); }
+FN void settle() { __builtin_ia32_sfence(); }
+#define PAST 1
+#else
+FN void past(T* p, V x) { st(p, x); }
+FN void settle() {}
+#define PAST 0
+#endif
+template <class S> FN void stf(S* p, V x, bool) { st(p, x); }
+FN void stf(T* p, V x, bool far) {
+  if (PAST && far && ((uintptr_t)p & 63) == 0) past(p, x);
+  else st(p, x);
+}
 template <class S> FN void stn(S* p, V x, int64_t n) {
   if (n >= W) { st(p, x); return; }
   S part[W]; st(part, x);
@@ -371,6 +385,8 @@ def preamble(compute: str, lanes: int) -> str:
         "@LANE": ", ".join(map(str, range(lanes))),
         "@OTHER": "float" if double else "double",
         "@F": "" if double else "f",
+        "@LINE": str(lanes * (8 if double else 4)),
+        "@NT": "pd512" if double else "ps512",
     }
     text = _TYPES + _MEMORY + _EXACT + _folds(lanes) + _trees(lanes) + (_F64 if double else _F32) + _DERIVED
     for key, value in fill.items():

@@ -28,6 +28,9 @@ Size = int | str
 TIMED = ("stream", "save")
 PANEL_BYTES = 8 << 10
 """Invariants smaller than this stay in the first-level cache in any layout."""
+FAR_BYTES = 8 << 20
+"""Results that together take more than this are written past the cache, line by line:
+they would drive out what the loop reads, and every line would be read before it is written."""
 
 
 def timed(kernel: Kernel, operand: Operand) -> bool:
@@ -137,7 +140,8 @@ class KernelWriter:
                 continue
             unit = operand.unit is not None and operand.axes[p] == operand.unit
             dims.append((a, "1" if unit else f"s{place}_{p + first}"))
-        return Access(f"{letter}{number}", tuple(dims))
+        far = role == "out" and timed(self.kernel, operand)
+        return Access(f"{letter}{number}", tuple(dims), far=far)
 
     def share(self, index: int, x: AxisName | None) -> Access:
         """This thread's share of an output: contiguous, time first, axis ``x`` last."""
@@ -489,6 +493,7 @@ class KernelWriter:
                 n += 1
         for i in range(len(self.spaces.axes)):
             lines.append(f"const int64_t N{i} = N[{i}]; (void)N{i};")
+        lines += self._far()
         lines.append("int64_t rest = task;")
         for axis in reversed([self.spaces.axes[a] for a in self.spaces.task_axes()]):
             i = axis.id
@@ -503,6 +508,16 @@ class KernelWriter:
             if not isinstance(axis.extent, int):
                 lines.append(f"const int64_t n{i} = N{i} - o{i} < {tile} ? N{i} - o{i} : {tile};")
         return lines
+
+    def _far(self) -> list[str]:
+        """Whether the per-step results are too large to stay in the cache."""
+        entries = ["0"]
+        for o in self.kernel.operands:
+            if o.role == "out" and timed(self.kernel, o):
+                axes = self.kernel.program.outs[o.index].axes
+                entries.append(" * ".join(["steps", *(f"N{self.spaces.axes[a].id}" for a in axes)]))
+        limit = FAR_BYTES // (8 if self.kernel.compute == "f64" else 4)
+        return [f"const bool far = {' + '.join(entries)} > {limit}; (void)far;"]
 
     def _pointers(self) -> list[str]:
         lines = []
@@ -639,6 +654,7 @@ class KernelWriter:
                 f"    #pragma omp for schedule({schedule})",
                 "    for (int64_t task = 0; task < tasks; task++)",
                 f"      if (memory) run(P, S, N, L, steps, task, (T*)memory, {share});",
+                "    settle();",
                 *(f"    {line}" for line in self._gather()),
                 "    free(memory);",
                 "  }",
