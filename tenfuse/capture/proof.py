@@ -20,7 +20,7 @@ import torch.fx as fx
 
 from tenfuse.capture.loop import Final, Loop, Stacked, Stream, ViewOp
 from tenfuse.capture.record import Views, written
-from tenfuse.capture.views import pure, rolled
+from tenfuse.capture.views import pure, rolled, static
 from tenfuse.reasons import UNPROVED, Refused, refuse
 
 
@@ -29,7 +29,8 @@ def _fail(detail: str) -> Refused:
 
 
 def _text(size: Any) -> Any:
-    return size if isinstance(size, int) else str(size)
+    known = static(size)
+    return str(size) if known is None else known
 
 
 def _cells(value: torch.Tensor) -> tuple[Any, ...]:

@@ -69,13 +69,20 @@ def storage_of(value: Any) -> int | None:
 
 
 def static(size: Any) -> int | None:
-    """``size`` as an int, or None when it is symbolic; never adds a guard."""
+    """``size`` as an int, or None when it is symbolic; never adds a guard.
+
+    A size that Dynamo settled on while tracing, as a loop over it does, is known.
+    """
+    if isinstance(size, torch.SymInt):
+        known: int | None = size.node.maybe_as_int()
+        return known
     return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def key_of(size: Any) -> Any:
     """A hashable stand-in for a size that is equal exactly when the sizes are."""
-    return size if isinstance(size, int) else ("sym", str(size))
+    known = static(size)
+    return ("sym", str(size)) if known is None else known
 
 
 def key_of_shape(value: torch.Tensor) -> tuple[Any, ...]:
