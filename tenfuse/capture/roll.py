@@ -398,13 +398,14 @@ def _readable(node: fx.Node) -> bool:
 
 def _enclosing(node: fx.Node) -> list[tuple[str, int]]:
     """Every loop statement of the user's around a node, innermost last."""
-    return [
+    found = [
         (file, s.line)
         for file, line, _ in frames_of(node)
         if not file.startswith(_TORCH)
         for s in statements(file)
         if s.holds(line) and s.place(line) >= 0
     ]
+    return list(dict.fromkeys(found))  # a comprehension has a frame of its own, at the same line
 
 
 def _covered(found: list[Built]) -> int:
