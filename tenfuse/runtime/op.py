@@ -186,6 +186,8 @@ def _loop(
     finals, exports, saves = _allocate(plan, groups, steps, save, sizes)
     for large in (*exports, *saves):
         advise(large)
+    for states in saves:
+        states[-(-steps // plan.saving.checkpoint) :].zero_()  # type: ignore[union-attr]
     bound = _enter(plan, groups, sizes)
     bound |= {("init", i): _view(carries[p.source], p, sizes, 0) for i, p in enumerate(plan.carries)}
     bound |= {("final", i): _view(finals[p.source], p, sizes, 0) for i, p in enumerate(plan.carries)}
