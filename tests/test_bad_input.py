@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import tenfuse
+from tenfuse.report.registry import recording
 
 OPTIONS = {"strict": True, "inner": "eager"}
 
@@ -26,9 +27,9 @@ def inputs(batch=2, steps=6, width=3, dtype=torch.float32):
 def ran(model, *args, **options):
     """The compiled model's result and the loops that were seen."""
     torch._dynamo.reset()
-    earlier = len(tenfuse.reports())
-    found = torch.compile(model, backend="tenfuse", options={**OPTIONS, **options})(*args)
-    return found, [loop for report in tenfuse.reports()[earlier:] for loop in report.loops]
+    with recording() as reports:
+        found = torch.compile(model, backend="tenfuse", options={**OPTIONS, **options})(*args)
+    return found, [loop for report in reports for loop in report.loops]
 
 
 def same(model, args, **options):

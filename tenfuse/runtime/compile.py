@@ -23,9 +23,11 @@ from tenfuse.emit.cpp.isa import AVX2, AVX512, NEON, SSE, Isa
 from tenfuse.reasons import COMPILE_FAILED, NO_COMPILER, refuse
 from tenfuse.runtime import cache
 
+_LARGE = 60_000
+"""Characters of source from which on compile time counts for more than the last per cent."""
+
 FLAGS = (
     "-std=c++17",
-    "-O3",
     "-march=native",
     "-fPIC",
     "-shared",
@@ -99,7 +101,7 @@ def _inductor_choice() -> str | None:
 def build(source: str) -> Path:
     """The shared library for ``source``, from the cache or compiled now."""
     tool = compiler()
-    key = cache.key_of(source, tool.path, tool.version, tool.macros, " ".join(FLAGS))
+    key = cache.key_of(source, tool.path, tool.version, tool.macros, _level(source), " ".join(FLAGS))
     try:
         return cache.fetch(key, source, lambda text, library: _compile(tool, text, library))
     except OSError:
@@ -110,8 +112,15 @@ def build(source: str) -> Path:
         return folder / cache.LIBRARY
 
 
+def _level(source: str) -> str:
+    """-O3 takes four times as long on a large kernel, whose vectors are spelt out anyway."""
+    return "-O3" if len(source) < _LARGE else "-O2"
+
+
 def _compile(tool: Compiler, text: Path, library: Path) -> None:
-    done = subprocess.run([tool.path, *FLAGS, "-o", str(library), str(text)], capture_output=True, text=True)
+    level = _level(text.read_text())
+    command = [tool.path, level, *FLAGS, "-o", str(library), str(text)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if re.search(r"\berror\b", line)]
         what = (lines or done.stderr.splitlines() or ["no message"])[0]
