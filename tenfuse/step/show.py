@@ -1,4 +1,4 @@
-"""Print a ``StepProgram``: as one readable formula, and as a listing of its nodes.
+"""Print a ``StepProgram`` as one readable formula.
 
 Takes a program; leaves text.  Carries are h, g, ...; streams x_1, x_2, ... (those with no
 axes are scalars per step); invariants A, B, ...; outputs y_1, ....
@@ -82,25 +82,3 @@ def _call(node: Pointwise, closed: object, done: dict[int, tuple[str, int]]) -> 
     if node.fn == "neg":
         return f"-{closed(node.args[0], 2)}", 2
     return f"{node.fn}({', '.join(done[a][0] for a in node.args)})", 9
-
-
-def listing(program: StepProgram) -> str:
-    """One line per node: its number, what it is, its axes."""
-    axes = program.axes_of()
-    lines = []
-    for i, node in enumerate(program.nodes):
-        if isinstance(node, Input):
-            what = f"{node.kind} {node.index}"
-        elif isinstance(node, Const):
-            what = f"{node.value:g}"
-        elif isinstance(node, Contract):
-            what = f"{node.op} over {', '.join(sorted(node.axes))} of %{node.arg}"
-        else:
-            what = f"{node.fn}({', '.join(f'%{a}' for a in node.args)})"
-        lines.append(f"%{i} = {what}  [{', '.join(sorted(axes[i]))}]")
-    lines += [f"carry {i} <- %{c.next}" for i, c in enumerate(program.carries)]
-    lines += [
-        f"out {i} = %{o.ref}{' (summed over time)' if o.accumulate else ''}"
-        for i, o in enumerate(program.outs)
-    ]
-    return "\n".join(lines)
