@@ -32,9 +32,9 @@ from tenfuse.report.report import LoopReport, Report
 from tenfuse.rewrite.assemble import Fused, assemble
 from tenfuse.rewrite.splice import lower, splice
 from tenfuse.rewrite.tree import restore
+from tenfuse.runtime.op import kernel_name, launches, prepare, product_role
 from tenfuse.runtime.compile import compiler
 from tenfuse.runtime.firstcall import checked
-from tenfuse.runtime.op import kernel_name, launches, prepare
 from tenfuse.step.fission import split
 from tenfuse.step.normalize import normalize
 from tenfuse.step.reader import read
@@ -257,7 +257,8 @@ def _kernels(fused: Fused, build: bool) -> tuple[tuple[str, str, str], ...]:
 def _roles(plan: LoopPlan) -> dict[str, Any]:
     if plan.backward is None or plan.saving is None:
         return {"forward": plan.forward}
-    return {"forward": plan.saving, "backward": plan.backward.kernel}
+    found = {"forward": plan.saving, "backward": plan.backward.kernel}
+    return found | {product_role(n): kernel for n, (_, _, kernel) in enumerate(plan.backward.products)}
 
 
 def _kept(span: Any, steps: int, refusal: Refusal) -> LoopReport:

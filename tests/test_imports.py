@@ -22,10 +22,13 @@ IR = {
 """The frozen types handed from stage to stage, and the table of functions they name."""
 
 BORDERS = {
+    "plan/keep.py": {"tenfuse.step.adjoint"},
     "plan/loop.py": {"tenfuse.step.adjoint", "tenfuse.step.axes", "tenfuse.step.reader"},
+    "plan/product.py": {"tenfuse.step.adjoint"},
+    "runtime/backward.py": {"tenfuse.plan.loop", "tenfuse.step.adjoint"},
+    "runtime/bind.py": {"tenfuse.plan.loop", "tenfuse.step.reader"},
     "runtime/compile.py": {"tenfuse.emit.cpp.isa"},
     "runtime/launch.py": {"tenfuse.emit.cpp", "tenfuse.emit.cpp.source"},
-    "runtime/op.py": {"tenfuse.plan.loop", "tenfuse.step.adjoint", "tenfuse.step.reader"},
     "rewrite/assemble.py": {
         "tenfuse.plan.loop", "tenfuse.runtime.op",
         "tenfuse.step.fission", "tenfuse.step.normalize", "tenfuse.step.reader",

@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 
+from tenfuse.plan.keep import cheaper_kept, keeping, reading_kept
 from tenfuse.plan.kernel import Kernel, Operand
+from tenfuse.plan.product import products
 from tenfuse.reasons import DTYPE, refuse
 from tenfuse.step.adjoint import Adjoint, Product, Summed, adjoint
 from tenfuse.step.axes import hint
 from tenfuse.step.program import AxisName, StepProgram, prune
 from tenfuse.step.reader import Placed, View
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the outputs of the operator change for one and the same plan."""
 
 CHUNK = 64
@@ -65,11 +67,16 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Backward:
-    """The backward kernel; ``covered`` streams have every entry of their gradient written."""
+    """The backward kernel; ``covered`` streams have every entry of their gradient written.
+
+    ``products`` are kernels that sum, over time, the ``Product`` terms of the invariants'
+    gradients: (invariant, term, kernel).
+    """
 
     kernel: Kernel
     adjoint: Adjoint
     covered: tuple[bool, ...]
+    products: tuple[tuple[int, Product, Kernel], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +95,12 @@ class LoopPlan:
     exports: tuple[Layout, ...]
     forward: Kernel
     saving: Kernel | None
+    """The forward kernel that also saves states, at chunk borders (its ``checkpoint``) or
+    the ``kept`` carries at every step."""
     backward: Backward | None
     wanted: Wanted
     dynamic: tuple[tuple[AxisName, tuple[str, int, int, int]], ...]
+    kept: tuple[int, ...] = ()
 
     def key(self) -> str:
         """A name for the plan: equal plans have equal names.
@@ -169,6 +179,7 @@ def plan(
     )
     operands = _Operands(program, places, examples, exports, compute)
     forward = Kernel(program, operands.forward(False), compute, reverse)
+    kept: tuple[int, ...] = ()
     saving, backward = None, None
     if wanted.any:
         back = adjoint(
@@ -176,20 +187,25 @@ def plan(
             [i for i, p in enumerate(streams) if wanted.streams[p.source]],
             [i for i, p in enumerate(invariants) if wanted.invariants[p.source]],
         )
-        chunk = chunk or _chunk(program, back, 8 if compute == "f64" else 4)
-        kernel = operands.backward(back, reverse, chunk)
         saving = forward
-        if back.needs_states:
-            saving = Kernel(program, operands.forward(True), compute, reverse, chunk)
+        if chunk is None and cheaper_kept(program, back):
+            kept = tuple(back.program.inputs("state"))
+            saving = operands.keeping(kept, reverse)
+            kernel = operands.backward_kept(back, kept, reverse)
+        else:
+            chunk = chunk or _chunk(program, back, 8 if compute == "f64" else 4)
+            kernel = operands.backward(back, reverse, chunk)
+            if back.needs_states:
+                saving = Kernel(program, operands.forward(True), compute, reverse, chunk)
         covered = tuple(
             sum(_numel(program, p) for p in streams if p.source == i)
             >= _step_numel(t) * (2 if t.is_complex() else 1)
             for i, t in enumerate(examples.streams)
         )
-        backward = Backward(kernel, back, covered)
+        backward = Backward(kernel, back, covered, products(back, kernel))
     return LoopPlan(
         carries, streams, invariants, outs, exports, forward, saving, backward, wanted,
-        _dynamic(program, carries, streams, invariants),
+        _dynamic(program, carries, streams, invariants), kept,
     )  # fmt: skip
 
 
@@ -328,6 +344,24 @@ class _Operands:
             found += self._saves()
         return tuple(found)
 
+    def keeping(self, kept: tuple[int, ...], reverse: bool) -> Kernel:
+        """The forward kernel that writes the ``kept`` carries as they are before every step."""
+        program, count = keeping(self.program, kept), len(self.program.outs)
+        states = [self._state("out", count + n, i) for n, i in enumerate(kept)]
+        return Kernel(program, (*self.forward(False), *states), self.compute, reverse)
+
+    def _state(self, role: str, index: int, carry: int) -> Operand:
+        axes = self.program.carries[carry].axes
+        return Operand(role, index, self.compute, axes, axes[-1] if axes else None)
+
+    def backward_kept(self, back: Adjoint, kept: tuple[int, ...], reverse: bool) -> Kernel:
+        """The adjoint kernel that reads the ``kept`` carries as streams."""
+        first = len(self.streams) + len(self.outs)
+        program = reading_kept(back.program, {i: first + n for n, i in enumerate(kept)})
+        whole = self.backward(dataclasses.replace(back, program=program), reverse, 0)
+        states = [self._state("stream", first + n, i) for n, i in enumerate(kept)]
+        return dataclasses.replace(whole, operands=(*whole.operands, *states))
+
     def _saves(self) -> list[Operand]:
         return [
             Operand("save", i, self.compute, c.axes, c.axes[-1] if c.axes else None)
@@ -347,7 +381,7 @@ class _Operands:
             )
         found += self._entering("stream", "stream", both, count)
         for i, names in program.inputs("stream").items():
-            if i >= count:
+            if count <= i < count + len(self.outs):
                 layout = self.exports[self.outs[i - count].source]
                 unit = self._renamed(self._export_unit(i - count), self.outs[i - count], names)
                 found.append(Operand("stream", i, dtype_name(layout.dtype), names, unit))

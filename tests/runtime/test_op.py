@@ -5,7 +5,7 @@ import torch
 
 import tenfuse
 from tenfuse.report.registry import recording
-from tenfuse.runtime import op
+from tenfuse.runtime import backward, bind, op
 
 OPTIONS = {"strict": True, "inner": "eager"}
 
@@ -56,13 +56,14 @@ def compiled(model, **options):
 @pytest.fixture
 def calls(monkeypatch):
     """``(key, role)`` of every kernel that runs."""
-    seen, run = [], op._run
+    seen, run = [], bind.run
 
     def counted(kernel, key, role, *rest):
         seen.append((key, role))
         return run(kernel, key, role, *rest)
 
-    monkeypatch.setattr(op, "_run", counted)
+    monkeypatch.setattr(op, "run", counted)
+    monkeypatch.setattr(backward, "run", counted)
     return seen
 
 
@@ -76,8 +77,8 @@ def test_gradcheck(name):
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name, calls, monkeypatch):
     model, shapes, dtype = CASES[name]
-    given, groups = [], op._groups
-    monkeypatch.setattr(op, "_groups", lambda *tensors: given.append(tensors) or groups(*tensors))
+    given, groups = [], bind.grouped
+    monkeypatch.setattr(op, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
     args = inputs(*shapes, dtype=dtype)
     compiled(model)(*args)
     leaves = [[t.detach().clone().requires_grad_() for t in group] for group in given[-1]]
@@ -86,8 +87,8 @@ def test_opcheck(name, calls, monkeypatch):
 
 
 def test_a_gradient_that_was_not_planned_is_no_silent_zero(calls, monkeypatch):
-    given, groups = [], op._groups
-    monkeypatch.setattr(op, "_groups", lambda *tensors: given.append(tensors) or groups(*tensors))
+    given, groups = [], bind.grouped
+    monkeypatch.setattr(op, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
     x, a, h = inputs((2, 5, 3), (3,), (2, 3))
     compiled(ema)(x, a.detach(), h)
     leaves = [[t.detach().clone().requires_grad_() for t in group] for group in given[-1]]
@@ -146,3 +147,37 @@ def test_dynamic_batch_compiles_once():
             got = torch.autograd.grad(found[0].square().sum(), (x, a, h))
             torch.testing.assert_close(got, torch.autograd.grad(want[0].square().sum(), (x, a, h)))
     assert len(reports) == 1
+
+
+def resonance(x, r):
+    """A matrix applied to the state at every step: its gradient is a sum of outer products."""
+    z, ys = torch.zeros_like(x[:, 0]), []
+    for t in range(x.shape[1]):
+        z = (0.9 * z + x[:, t]) @ r
+        ys.append(z)
+    return torch.stack(ys, 1)
+
+
+def backwards(x, r):
+    z, ys = torch.zeros_like(x[:, 0]), []
+    for t in reversed(range(x.shape[1])):
+        z = (0.9 * z + x[:, t]) @ r
+        ys.insert(0, z)
+    return torch.stack(ys, 1)
+
+
+@pytest.mark.parametrize("model", [resonance, backwards])
+@pytest.mark.parametrize("chunk", ["auto", 4])
+@pytest.mark.parametrize("piece", [1, 1 << 13, 1 << 21])
+def test_sums_of_outer_products_in_pieces(model, chunk, piece, calls, monkeypatch):
+    """States kept at every step or recomputed; all at once, or pieces that do not divide T."""
+    monkeypatch.setattr(backward, "PIECE", piece)
+    torch.manual_seed(0)
+    x = torch.randn(3, 19, 32, dtype=torch.float64, requires_grad=True)
+    r = (torch.eye(32) + 0.05 * torch.randn(32, 32)).double().requires_grad_()
+    expected = torch.autograd.grad(model(x, r).sin().sum(), (x, r))
+    got = torch.autograd.grad(compiled(model, chunk=chunk)(x, r).sin().sum(), (x, r))
+    torch.testing.assert_close(got, expected)
+    roles = [role for _, role in calls]
+    pieces = {1: (19, 5), 1 << 13: (4, 5), 1 << 21: (1, 1)}[piece][chunk == 4]
+    assert roles.count("product_1") == roles.count("backward") == pieces

@@ -327,7 +327,7 @@ def _row_axis(
             for leaf in closure(program, node.arg)[0]:
                 inner = program.nodes[leaf]
                 volume = math.prod(program.sizes[a] for a in axes[leaf] & local)
-                if isinstance(inner, Input) and inner.kind == "invariant" and volume >= 256:
+                if isinstance(inner, Input) and inner.kind in ("invariant", "stream") and volume >= 256:
                     for a in others:
                         if a not in axes[leaf] and a in axes[node.arg]:
                             reuse[a] = reuse.get(a, 0) + volume

@@ -1,0 +1,179 @@
+"""A plan's kernels and tensors: allocated, viewed as the kernels see them, launched.
+
+Takes registered ``LoopPlan``s and the tensors of one call; leaves tensors by role and index,
+as ``Kernel.operands`` name them.  Decides nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+
+from tenfuse.plan.kernel import Kernel
+from tenfuse.plan.loop import Layout, LoopPlan
+from tenfuse.runtime.launch import DTYPES, Launcher
+from tenfuse.step.program import AxisName
+from tenfuse.step.reader import Placed
+
+Bound = dict[tuple[str, int], torch.Tensor]
+"""Tensors by role and index."""
+
+Groups = dict[str, Sequence[torch.Tensor]]
+
+_plans: dict[str, LoopPlan] = {}
+_launchers: dict[tuple[str, str, int], Launcher] = {}
+"""By plan, role and number of operands: a kernel that also saves states has more of them."""
+_lock = threading.Lock()
+launches: Counter[str] = Counter()
+"""Launches of every kernel by its name."""
+
+
+def register(plan: LoopPlan) -> str:
+    """Make ``plan`` known to the operator; the key to call it with."""
+    key = plan.key()
+    _plans.setdefault(key, plan)
+    return key
+
+
+def kernel_name(key: str, role: str) -> str:
+    return f"loop_{key[:12]}_{role}"
+
+
+def product_role(n: int) -> str:
+    return f"product_{n + 1}"
+
+
+def prepare(kernel: Kernel, key: str, role: str) -> Launcher:
+    """Compile ``kernel`` (once); refuses when there is no compiler or it fails."""
+    which = (key, role, len(kernel.operands))
+    with _lock:
+        found = _launchers.get(which)
+    if found is None:
+        found = Launcher(kernel)
+        with _lock:
+            _launchers.setdefault(which, found)
+    return found
+
+
+def sizes_of(plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]]) -> dict[AxisName, Any]:
+    """Sizes of the dynamic axes at this call."""
+    found = {}
+    for axis, (group, i, dim, unit) in plan.dynamic:
+        lead = 1 if group == "streams" else 0
+        found[axis] = groups[group][i].shape[dim + lead] // unit
+    return found
+
+
+def all_sizes(plan: LoopPlan, dynamic: dict[AxisName, Any]) -> dict[AxisName, Any]:
+    sizes = dict(plan.forward.program.sizes)
+    if plan.backward is not None:
+        sizes |= plan.backward.kernel.program.sizes
+    return {a: dynamic.get(a.rstrip("'"), n) for a, n in sizes.items()}
+
+
+def viewed(tensor: torch.Tensor, place: Placed, sizes: dict[AxisName, Any], lead: int) -> torch.Tensor:
+    """The tensor seen with the axes of ``place``, after ``lead`` dimensions of its own."""
+    view = place.view
+    if view.part is not None:
+        tensor = torch.view_as_real(tensor.resolve_conj())[..., view.part]
+    offset = tensor.storage_offset() + sum(n * tensor.stride(d + lead) for d, n in view.offset)
+    return tensor.as_strided(
+        [*tensor.shape[:lead], *(sizes[a] for a in view.axes)],
+        [*tensor.stride()[:lead], *(tensor.stride(d + lead) * n for d, n in view.dims)],
+        offset,
+    )
+
+
+def _export(layout: Layout, steps: Any, sizes: dict[AxisName, Any], like: torch.Tensor) -> torch.Tensor:
+    """An empty ``[steps, *shape]`` with time behind ``lead`` dimensions in memory."""
+    shape = [e if isinstance(e, int) else sizes[e[0]] * e[1] for e in layout.shape]
+    k = layout.lead
+    packed = like.new_empty([*shape[:k], steps, *shape[k:]], dtype=layout.dtype)
+    return packed.movedim(k, 0)
+
+
+def _chunks(plan: LoopPlan, steps: Any) -> Any:
+    assert plan.saving is not None
+    chunk = plan.saving.checkpoint
+    # One more than needed: no size is then 1 at some lengths only, which would be a guard.
+    return steps // chunk + 2 if chunk else 0
+
+
+def allocate(
+    plan: LoopPlan,
+    groups: dict[str, Sequence[torch.Tensor]],
+    steps: Any,
+    save: bool,
+    sizes: dict[AxisName, Any],
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """Empty finals, exports and saved states."""
+    like = (*groups["carries"], *groups["streams"])[0]
+    finals = [torch.empty_like(c, memory_format=torch.contiguous_format) for c in groups["carries"]]
+    exports = [_export(layout, steps, sizes, like) for layout in plan.exports]
+    return finals, exports, _saves(plan, steps, sizes, like) if save else []
+
+
+def _saves(plan: LoopPlan, steps: Any, sizes: dict[AxisName, Any], like: torch.Tensor) -> list[torch.Tensor]:
+    """Empty tensors for the states saved at chunk borders, or kept at every step."""
+    specs = plan.forward.program.carries
+    dtype = DTYPES[plan.forward.compute]
+    if plan.kept:
+        return [like.new_empty([steps, *(sizes[a] for a in specs[i].axes)], dtype=dtype) for i in plan.kept]
+    if plan.saving is None or not plan.saving.checkpoint:
+        return []
+    return [like.new_empty([_chunks(plan, steps), *(sizes[a] for a in c.axes)], dtype=dtype) for c in specs]
+
+
+def grouped(carries: Any, streams: Any, invariants: Any) -> dict[str, Sequence[torch.Tensor]]:
+    return {"carries": carries, "streams": streams, "invariants": invariants}
+
+
+def plan_of(key: str) -> LoopPlan:
+    if key not in _plans:
+        raise RuntimeError(
+            f"tenfuse: the loop {key[:12]} was compiled in another process; compile the model again"
+        )
+    return _plans[key]
+
+
+def run(
+    kernel: Kernel,
+    key: str,
+    role: str,
+    bound: dict[tuple[str, int], torch.Tensor],
+    steps: int,
+    dynamic: dict[AxisName, int],
+) -> None:
+    tensors = [bound[o.role, o.index] for o in kernel.operands]
+    prepare(kernel, key, role)(tensors, steps, dynamic)
+    launches[kernel_name(key, role)] += 1
+    counters["tenfuse"]["launches"] += 1
+
+
+def dynamic_names(kernel: Kernel, dynamic: dict[AxisName, Any]) -> dict[AxisName, Any]:
+    names = set(kernel.program.dynamic) | (set(kernel.recompute.dynamic) if kernel.recompute else set())
+    return {a: dynamic[a.rstrip("'")] for a in names}
+
+
+def enter(
+    plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]], sizes: dict[AxisName, Any]
+) -> dict[tuple[str, int], torch.Tensor]:
+    """Streams and invariants as the kernels see them."""
+    bound = {
+        ("stream", i): viewed(groups["streams"][p.source], p, sizes, 1) for i, p in enumerate(plan.streams)
+    }
+    bound |= {
+        ("constant", i): viewed(groups["invariants"][p.source], p, sizes, 0)
+        for i, p in enumerate(plan.invariants)
+    }
+    return bound
+
+
+def saved(plan: LoopPlan, n: int, role: str, first: int) -> tuple[str, int]:
+    """How a kernel names the ``n``-th saved tensor."""
+    return (role, first + n) if plan.kept else ("save", n)
