@@ -1,4 +1,4 @@
-"""The adjoint of a step is a step: reverse-mode differentiation on three node kinds.
+"""The adjoint of a step is a step: reverse-mode differentiation on few node kinds.
 
 Takes a ``StepProgram`` and which streams and invariants want gradients; leaves an
 ``Adjoint``: a program whose carries are the cotangents of the forward carries, run over
@@ -18,10 +18,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
+from functools import partial
 
 from tenfuse.reasons import AXES, refuse
 from tenfuse.step.functions import FUNCTIONS
+from tenfuse.step.ordered_adjoint import vjp
 from tenfuse.step.program import (
+    ORDERED,
     AxisName,
     Builder,
     CarrySpec,
@@ -31,10 +34,12 @@ from tenfuse.step.program import (
     OutSpec,
     Pointwise,
     Ref,
+    Rename,
     StepProgram,
     arguments,
     prune,
     validate,
+    with_arguments,
 )
 from tenfuse.step.tensors import rename
 
@@ -76,6 +81,7 @@ class _Sweep:
     def __init__(self, program: StepProgram, wanted: Collection[tuple[str, int]]) -> None:
         self.program, self.build = program, Builder()
         self.axes = program.axes_of()
+        self.ordered = any(isinstance(n, ORDERED) for n in program.nodes)
         self.first = {
             (kind, i): axes
             for kind in ("carry", "stream", "invariant")
@@ -98,7 +104,7 @@ class _Sweep:
             return self.build.call(node.fn, *(self.forward[a] for a in node.args))
         if isinstance(node, Contract):
             return self.build.contract(self.forward[node.arg], *node.axes, op=node.op)
-        return self.build.add(node)
+        return self.build.add(with_arguments(node, [self.forward[a] for a in arguments(node)]))
 
     def _active(self, wanted: set[tuple[str, int]]) -> set[Ref]:
         found: set[Ref] = set()
@@ -137,6 +143,12 @@ class _Sweep:
                 self._contract(i, node, g)
             elif isinstance(node, Input):
                 self._input(node, g)
+            elif isinstance(node, ORDERED):
+                args = tuple(self.forward[a] for a in arguments(node))
+                parts = vjp(self.build, node, args, self.forward[i], g)
+                for arg, part in zip(arguments(node), parts, strict=True):
+                    if part is not None and arg in self.active:
+                        self._give(arg, part, frozenset() if isinstance(node, Rename) else self.axes[i])
 
     def _pointwise(self, i: Ref, node: Pointwise, g: Ref) -> None:
         args = tuple(self.forward[a] for a in node.args)
@@ -146,13 +158,17 @@ class _Sweep:
             part = FUNCTIONS[node.fn].vjp(self.build, g, args, self.forward[i], position)
             if part is None:
                 continue
-            source = self.program.nodes[arg]
-            missing = self.axes[i] - self.axes[arg] - self.build.axes[part]
-            part = self._times(part, missing)
-            if isinstance(source, Input) and source.kind == "invariant":
-                self._input(source, part)
-            else:
-                self._add(arg, part)
+            self._give(arg, part, self.axes[i])
+
+    def _give(self, arg: Ref, part: Ref, axes: frozenset[AxisName]) -> None:
+        """``part`` to the argument of a node that spread it over ``axes``."""
+        source = self.program.nodes[arg]
+        missing = axes - self.axes[arg] - self.build.axes[part]
+        part = self._times(part, missing)
+        if isinstance(source, Input) and source.kind == "invariant":
+            self._input(source, part)
+        else:
+            self._add(arg, part)
 
     def _times(self, part: Ref, axes: Collection[AxisName]) -> Ref:
         """The sum over axes along which ``part`` is constant."""
@@ -175,7 +191,9 @@ class _Sweep:
         """Collect under the first naming of the input."""
         names = dict(zip(node.axes, self.first[node.kind, node.index], strict=True))
         clash = {b: f"{b}'" for b in names.values() if b not in names and b in self.build.axes[g]}
-        self.inputs.setdefault((node.kind, node.index), []).append(rename(self.build, g, {**names, **clash}))
+        # Over a chunk an expression holds whole matrices: its value takes the names, not a copy of it.
+        moved = self.build.rename if self.ordered else partial(rename, self.build)
+        self.inputs.setdefault((node.kind, node.index), []).append(moved(g, {**names, **clash}))
 
 
 def _total(build: Builder, terms: list[Ref]) -> Ref:

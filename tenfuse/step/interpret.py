@@ -11,25 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from tenfuse.step.functions import FUNCTIONS
-from tenfuse.step.program import AxisName, Const, Contract, Input, StepProgram
+from tenfuse.step.ordered import Named, aligned, expanded, ordered
+from tenfuse.step.program import ORDERED, AxisName, Const, Contract, Input, StepProgram, arguments
 
 _REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
-Named = tuple[torch.Tensor, tuple[AxisName, ...]]
-
-
-def aligned(value: Named, axes: Sequence[AxisName]) -> torch.Tensor:
-    """``value`` with one dimension per name of ``axes``, of size 1 where it lacks it."""
-    tensor, own = value
-    tensor = tensor.permute([own.index(a) for a in axes if a in own])
-    for i, axis in enumerate(axes):
-        if axis not in own:
-            tensor = tensor.unsqueeze(i)
-    return tensor
-
-
-def expanded(value: Named, axes: Sequence[AxisName], sizes: Mapping[AxisName, int]) -> torch.Tensor:
-    """``value`` with exactly the dimensions ``axes``."""
-    return aligned(value, axes).expand([sizes[a] for a in axes])
 
 
 def step(
@@ -55,6 +40,8 @@ def step(
             dims = [own.index(a) for a in sorted(node.axes)]
             reduce: Callable[..., torch.Tensor] = _REDUCTIONS[node.op]
             values.append((reduce(tensor, dims), tuple(a for a in own if a not in node.axes)))
+        elif isinstance(node, ORDERED):
+            values.append(ordered(node, [values[a] for a in arguments(node)], size, dtype))
         else:
             axes = tuple(sorted({a for r in node.args for a in values[r][1]}))
             args = [aligned(values[r], axes) for r in node.args]

@@ -10,6 +10,15 @@ there are no reshapes, transposes or broadcasts here, only
                 union of its arguments' axes,
 * ``Contract``  the sum (or maximum, or minimum) over some axes of one argument.
 
+A program whose step is a whole chunk of steps also has axes that are positions in the
+chunk.  Along those, and only there, order matters; five more nodes say so:
+
+* ``Position``  the number 0, 1, 2, ... of an entry along an axis,
+* ``Rename``    the same value under other axis names,
+* ``Shift``     the value at the previous or next position,
+* ``Scan``      ``h_t = decay_t h_{t-1} + arg_t`` along an axis,
+* ``Solve``     ``(I + lower)^-1 arg`` with ``lower`` strictly lower triangular.
+
 It refuses nothing: ``validate`` raises ``ValueError`` on a malformed program, which is a
 fault of the stage that built it.
 """
@@ -17,7 +26,7 @@ fault of the stage that built it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 AxisName = str
 Ref = int
@@ -57,14 +66,91 @@ class Contract:
     """"sum", "max" or "min"; the latter two propagate NaN as ``torch.amax`` does."""
 
 
-Node = Input | Const | Pointwise | Contract
+@dataclasses.dataclass(frozen=True)
+class Position:
+    axis: AxisName
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """``names`` are pairs (old, new), all renamed at once; the others stay."""
+
+    arg: Ref
+    names: tuple[tuple[AxisName, AxisName], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """At position t the value of ``arg`` at t-1 (``by`` 1) or t+1 (-1), ``fill`` at the end."""
+
+    arg: Ref
+    axis: AxisName
+    by: int
+    fill: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """``h_t = decay_t h_{t-1} + arg_t``, the first ``h_0 = arg_0`` without reading a decay.
+
+    With ``rows`` and ``cols`` the decay is a matrix over them, and ``arg`` and the result
+    are vectors over ``rows``; ``transpose`` multiplies by its transpose.  ``reverse`` runs
+    from the last position to the first.  Other semirings replace + and x; they have no
+    matrices.
+    """
+
+    axis: AxisName
+    decay: Ref
+    arg: Ref
+    reverse: bool = False
+    rows: tuple[AxisName, ...] = ()
+    cols: tuple[AxisName, ...] = ()
+    transpose: bool = False
+    semiring: str = "sum-product"
+
+
+@dataclasses.dataclass(frozen=True)
+class Solve:
+    """The z over ``rows`` with ``z + lower z = arg`` (``transpose``: ``z + lower^T z = arg``).
+
+    ``lower`` is a matrix over ``rows`` and ``cols``, both in lexicographic order, and zero
+    on and above its diagonal.  So the system always has one solution.
+    """
+
+    lower: Ref
+    arg: Ref
+    rows: tuple[AxisName, ...]
+    cols: tuple[AxisName, ...]
+    transpose: bool = False
+
+
+Node = Input | Const | Pointwise | Contract | Position | Rename | Shift | Scan | Solve
+SEMIRINGS = ("sum-product", "max-plus", "min-plus", "log-plus", "or-and")
+"""Those of ``Scan``: what adds, then what multiplies."""
+ORDERED = (Position, Rename, Shift, Scan, Solve)
+"""The kinds that only programs over chunks contain."""
 
 
 def arguments(node: Node) -> tuple[Ref, ...]:
     """The nodes that ``node`` reads, in order."""
     if isinstance(node, Pointwise):
         return node.args
-    return (node.arg,) if isinstance(node, Contract) else ()
+    if isinstance(node, Scan):
+        return node.decay, node.arg
+    if isinstance(node, Solve):
+        return node.lower, node.arg
+    return (node.arg,) if isinstance(node, (Contract, Rename, Shift)) else ()
+
+
+def with_arguments(node: Node, args: Sequence[Ref]) -> Node:
+    """The same node reading ``args`` instead of its ``arguments``."""
+    if isinstance(node, Pointwise):
+        return Pointwise(node.fn, tuple(args))
+    if isinstance(node, Scan):
+        return dataclasses.replace(node, decay=args[0], arg=args[1])
+    if isinstance(node, Solve):
+        return dataclasses.replace(node, lower=args[0], arg=args[1])
+    return dataclasses.replace(node, arg=args[0]) if isinstance(node, (Contract, Rename, Shift)) else node
 
 
 def node_axes(node: Node, axes: Sequence[frozenset[AxisName]]) -> frozenset[AxisName]:
@@ -73,7 +159,16 @@ def node_axes(node: Node, axes: Sequence[frozenset[AxisName]]) -> frozenset[Axis
         return frozenset(node.axes)
     if isinstance(node, Contract):
         return axes[node.arg] - node.axes
-    return frozenset().union(*(axes[a] for a in arguments(node)))
+    if isinstance(node, Rename):
+        names = dict(node.names)
+        return frozenset(names.get(a, a) for a in axes[node.arg])
+    found = frozenset[AxisName]().union(*(axes[a] for a in arguments(node)))
+    if isinstance(node, (Position, Shift)):
+        return found | {node.axis}
+    if isinstance(node, (Scan, Solve)):
+        own = {node.axis} if isinstance(node, Scan) else set()
+        return (found - set(node.cols)) | set(node.rows) | own
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +242,8 @@ class StepProgram:
         for node in self.nodes:
             if isinstance(node, Contract):
                 mixing |= node.axes
+            elif isinstance(node, ORDERED):
+                mixing |= _ordered(node)
             elif isinstance(node, Input) and node.kind in ("carry", "state"):
                 first = named.setdefault((node.kind, node.index), node.axes)
                 mixing |= {
@@ -157,6 +254,17 @@ class StepProgram:
                 if before != after:
                     mixing |= {before, after}
         return frozenset(self.sizes) - mixing
+
+
+def _ordered(node: Node) -> set[AxisName]:
+    """The axes along which a node's entries are not independent of each other."""
+    if isinstance(node, (Position, Shift)):
+        return {node.axis}
+    if isinstance(node, Rename):
+        return {a for pair in node.names for a in pair}
+    if isinstance(node, (Scan, Solve)):
+        return {*node.rows, *node.cols, *((node.axis,) if isinstance(node, Scan) else ())}
+    return set()
 
 
 def validate(program: StepProgram) -> None:
@@ -174,6 +282,18 @@ def validate(program: StepProgram) -> None:
     for i, node in enumerate(program.nodes):
         if isinstance(node, Contract) and not node.axes <= axes[node.arg]:
             raise ValueError(f"node {i} contracts axes its argument does not have: {node}")
+        if isinstance(node, Rename) and len(axes[i]) != len(axes[node.arg]):
+            raise ValueError(f"node {i} gives two axes one name: {node}")
+        if isinstance(node, (Scan, Solve)) and [program.sizes[a] for a in node.rows] != [
+            program.sizes[a] for a in node.cols
+        ]:
+            raise ValueError(f"node {i} has a matrix that is not square: {node}")
+        if isinstance(node, (Scan, Solve)) and axes[node.arg] & set(node.cols):
+            raise ValueError(f"node {i} has columns in its vectors: {node}")
+        if isinstance(node, Scan) and (
+            node.semiring not in SEMIRINGS or (node.rows and node.semiring != SEMIRINGS[0])
+        ):
+            raise ValueError(f"node {i} scans in no known semiring: {node}")
         if not axes[i] <= set(program.sizes):
             raise ValueError(f"node {i} has an axis without a size: {sorted(axes[i] - set(program.sizes))}")
     for carry in program.carries:
@@ -219,6 +339,22 @@ class Builder:
     def contract(self, arg: Ref, *axes: AxisName, op: str = "sum") -> Ref:
         return self.add(Contract(frozenset(axes), arg, op)) if axes else arg
 
+    def rename(self, arg: Ref, names: Mapping[AxisName, AxisName]) -> Ref:
+        """``arg`` under other names; an input simply enters under them."""
+        node = self.nodes[arg]
+        pairs = {a: b for a, b in names.items() if a in self.axes[arg] and a != b}
+        if not pairs:
+            return arg
+        if isinstance(node, Input):
+            return self.input(node.kind, node.index, tuple(pairs.get(a, a) for a in node.axes))
+        if isinstance(node, Position):
+            return self.add(Position(pairs[node.axis]))
+        if isinstance(node, Rename):
+            inner = {b: a for a, b in node.names}
+            whole = dict(node.names) | {inner.get(a, a): b for a, b in pairs.items()}
+            return self.rename(node.arg, whole)
+        return self.add(Rename(arg, tuple(sorted(pairs.items()))))
+
 
 def prune(program: StepProgram) -> StepProgram:
     """The same program without nodes that nothing reads."""
@@ -229,9 +365,7 @@ def prune(program: StepProgram) -> StepProgram:
     place = {old: new for new, old in enumerate(sorted(live))}
 
     def moved(node: Node) -> Node:
-        if isinstance(node, Pointwise):
-            return Pointwise(node.fn, tuple(place[a] for a in node.args))
-        return dataclasses.replace(node, arg=place[node.arg]) if isinstance(node, Contract) else node
+        return with_arguments(node, [place[a] for a in arguments(node)])
 
     return dataclasses.replace(
         program,

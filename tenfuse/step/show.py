@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 
 from tenfuse.step.functions import FUNCTIONS
-from tenfuse.step.program import Const, Contract, Input, Pointwise, StepProgram
+from tenfuse.step.program import Const, Contract, Input, Pointwise, StepProgram, arguments
 
 _LONGEST = 160
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -65,8 +65,11 @@ def _expression(program: StepProgram, root: int, axes: _Axes) -> str:
         elif isinstance(node, Contract):
             word = {"sum": "sum", "max": "max", "min": "min"}[node.op]
             done[i] = (f"{word}_{axes(node.axes)}({done[node.arg][0]})", 9)
-        else:
+        elif isinstance(node, Pointwise):
             done[i] = _call(node, closed, done)
+        else:
+            inner = ", ".join(done[a][0] for a in arguments(node))
+            done[i] = (f"{type(node).__name__.lower()}({inner})", 9)
         if len(done[i][0]) > 4 * _LONGEST:
             done[i] = ("...", 9)
     return done[root][0]

@@ -15,7 +15,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tenfuse.reasons import AXES, refuse
 from tenfuse.step.axes import Axes, Cut, Dim, Restart, Size, hint, quotient, same_size
-from tenfuse.step.program import AxisName, Builder, Const, Contract, Input, Pointwise, Ref
+from tenfuse.step.program import (
+    ORDERED,
+    AxisName,
+    Builder,
+    Contract,
+    Input,
+    Node,
+    Pointwise,
+    Ref,
+    Rename,
+)
 
 Key = frozenset[tuple[AxisName, int]]
 """A choice of piece for each cut axis."""
@@ -403,7 +413,7 @@ def rename(build: Builder, ref: Ref, mapping: Mapping[AxisName, AxisName]) -> Re
             done[at] = build.add(_moved(r, names))
         return done[at]
 
-    def _moved(r: Ref, names: dict[AxisName, AxisName]) -> Input | Pointwise | Contract | Const:
+    def _moved(r: Ref, names: dict[AxisName, AxisName]) -> Node:
         node = build.nodes[r]
         if isinstance(node, Input):
             return Input(node.kind, node.index, tuple(names.get(a, a) for a in node.axes))
@@ -414,6 +424,6 @@ def rename(build: Builder, ref: Ref, mapping: Mapping[AxisName, AxisName]) -> Re
             clash = {a: _primed(a, taken) for a in node.axes if a in names.values()}
             bound = frozenset(clash.get(a, a) for a in node.axes)
             return Contract(bound, visit(node.arg, {**names, **clash}), node.op)
-        return node
+        return Rename(r, tuple(sorted(names.items()))) if isinstance(node, ORDERED) else node
 
     return visit(ref, dict(mapping))

@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterable
 
 from tenfuse.step.program import (
+    ORDERED,
     AxisName,
     Builder,
     Contract,
@@ -37,7 +38,13 @@ _MOST = 8
 
 
 def simplify(program: StepProgram) -> StepProgram:
-    """``program`` with sums merged, products reordered and separable sums split."""
+    """``program`` with sums merged, products reordered and separable sums split.
+
+    Raises ``ValueError`` on nodes that have no C++: positions, scans and solves of chunks.
+    """
+    foreign = sorted({type(n).__name__ for n in program.nodes if isinstance(n, ORDERED)})
+    if foreign:
+        raise ValueError(f"no C++ is generated for {', '.join(foreign)}")
     return _Split(_merged(program)).run()
 
 

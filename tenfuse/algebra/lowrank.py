@@ -1,0 +1,157 @@
+"""What a low-rank update writes: its gate, the reads that it writes back, and what it adds.
+
+Takes the update of one carry in normal form; leaves ``LowRank``: for
+``S <- a S + sum_i u_i (w_i . S) + sum_j (product of factors)_j`` the nodes of a, of every
+u_i and w_i, and of every product.  Terms that read the carry with the same w are one.
+Refuses a coefficient that joins a contracted axis to the axis it produces (that is dense),
+an axis of the carry read in another's place, and updates of several coupled carries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from tenfuse.algebra.lift import Lift, Read, Unchunkable, aligned_to
+from tenfuse.algebra.recurrence import Stage
+from tenfuse.step.program import AxisName, CarrySpec, Const, Contract, Pointwise, Ref
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """``sum over bound of the product of factors``, all over the chunk's positions."""
+
+    factors: tuple[Ref, ...]
+    bound: frozenset[AxisName] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Erase:
+    """``u * sum over contracted of w * S``, both also over ``rank``, which is summed over."""
+
+    u: Ref
+    w: tuple[Ref, ...]
+    contracted: frozenset[AxisName]
+    rank: frozenset[AxisName] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    carry: int
+    axes: tuple[AxisName, ...]
+    """The carry's dimensions; its update's names."""
+    gate: Ref | None
+    """None is one."""
+    erases: tuple[Erase, ...]
+    writes: tuple[Write, ...]
+
+
+def lowrank(stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> LowRank:
+    """The parts of a stage's only update, as nodes of ``lift``'s builder."""
+    if len(stage.carries) != 1 or stage.semiring != "sum-product":
+        raise Unchunkable("several carries are coupled, or in another semiring")
+    j = stage.carries[0]
+    axes = carries[j].next_axes
+    update = stage.updates[0]
+    form = lift.affine(dataclasses.replace(update, offset=None))
+    if form.offset is not None:
+        raise Unchunkable("the update reads a nonlinear function of the state")
+    gates: list[Ref] = []
+    erases: list[Erase] = []
+    for read in form.reads:
+        if (read.carry, read.after) != (j, False):
+            raise Unchunkable("the update reads another carry")
+        if _in_place(read, axes):
+            gates.append(lift.sums.product(read.factors, read.bound))
+        else:
+            erases.append(_erase(read, axes, lift))
+    gate = lift.sums.add(gates)
+    same = lift.build.nodes[gate] == Const(1.0)
+    offset = update.offset
+    writes = () if offset is None else tuple(_writes(offset, lift))
+    return LowRank(j, axes, None if same else gate, tuple(_together(erases, lift)), writes)
+
+
+def _in_place(read: Read, axes: tuple[AxisName, ...]) -> bool:
+    return read.names == axes and not read.bound & set(axes)
+
+
+def _erase(read: Read, axes: tuple[AxisName, ...], lift: Lift) -> Erase:
+    places = list(zip(axes, read.names, strict=True))
+    summed = {name for name in read.names if name in read.bound}
+    if any(own != name for own, name in places if name not in summed) or len(set(read.names)) < len(axes):
+        raise Unchunkable("the update permutes dimensions of its carry")
+    produced = {own for own, name in places if name in summed}
+    inner: list[Ref] = []
+    outer: list[Ref] = []
+    for factor in _split(read.factors, lift):
+        own = lift.build.axes[factor]
+        if own & summed and own & produced:
+            raise Unchunkable("a coefficient joins the axis it sums over to the one it produces")
+        (inner if own & summed else outer).append(factor)
+    w, _ = aligned_to(lift.build, dataclasses.replace(read, factors=tuple(inner)), axes, lift.fresh)
+    return Erase(lift.sums.product(outer), tuple(sorted(w.factors)), frozenset(produced), read.bound - summed)
+
+
+def _split(factors: Sequence[Ref], lift: Lift) -> list[Ref]:
+    """Products among the factors taken apart."""
+    found: list[Ref] = []
+    for factor in factors:
+        node = lift.build.nodes[factor]
+        if isinstance(node, Pointwise) and node.fn == "mul":
+            found += _split(node.args, lift)
+        elif isinstance(node, Pointwise) and node.fn == "neg":
+            found += [lift.build.const(-1.0), *_split(node.args, lift)]
+        else:
+            found.append(factor)
+    return found
+
+
+def _together(erases: Sequence[Erase], lift: Lift) -> list[Erase]:
+    """Those with the same w: one, with the sum of their u."""
+    if len({e.contracted for e in erases}) > 1:
+        raise Unchunkable("the update reads its carry over different axes")
+    found: dict[tuple[tuple[Ref, ...], frozenset[AxisName]], list[Ref]] = {}
+    for e in erases:
+        found.setdefault((e.w, e.rank), []).append(e.u)
+    contracted = erases[0].contracted if erases else frozenset()
+    return [Erase(lift.sums.add(u), w, contracted, rank) for (w, rank), u in found.items()]
+
+
+def _writes(offset: Ref, lift: Lift) -> list[Write]:
+    """The offset's summands, each as factors where that separates its axes."""
+    found = [_factored(ref, sign, lift) for ref, sign in _summands(offset, 1.0, lift)]
+    whole = lift.build.axes[lift.value(offset)]
+    if all(any(lift.build.axes[f] == whole for f in w.factors) for w in found):
+        return [Write((lift.value(offset),))]
+    return found
+
+
+def _summands(ref: Ref, sign: float, lift: Lift) -> list[tuple[Ref, float]]:
+    node = lift.nodes[ref]
+    if isinstance(node, Pointwise) and node.fn in ("add", "sub"):
+        left, right = node.args
+        return [
+            *_summands(left, sign, lift),
+            *_summands(right, sign if node.fn == "add" else -sign, lift),
+        ]
+    if isinstance(node, Pointwise) and node.fn == "neg":
+        return _summands(node.args[0], -sign, lift)
+    return [(ref, sign)]
+
+
+def _factored(ref: Ref, sign: float, lift: Lift) -> Write:
+    node, bound = lift.nodes[ref], frozenset[AxisName]()
+    inner = ref
+    if isinstance(node, Contract) and node.op == "sum":
+        inner, bound = node.arg, node.axes
+    whole = lift.build.axes[lift.value(ref)]
+    factors = _split([lift.value(inner)], lift)
+    if any(lift.build.axes[f] - bound >= whole for f in factors):
+        factors, bound = [lift.value(ref)], frozenset()
+    names: Mapping[AxisName, AxisName] = {a: lift.fresh(a) for a in sorted(bound)}
+    factors = [lift.build.rename(f, names) for f in factors]
+    return Write((lift.build.const(sign), *factors), frozenset(names.values()))
+
+
+__all__ = ["Erase", "LowRank", "Write", "lowrank"]
