@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
 from tenfuse.algebra.chunk import chunk
 from tenfuse.algebra.recurrence import Affine, Recurrence, Stage
 from tenfuse.step import interpret
+from tenfuse.step.adjoint import Summed, adjoint
 from tenfuse.step.program import (
     Builder,
     CarrySpec,
@@ -121,9 +123,82 @@ def feed(made, carries, xs, invariants):
     return inputs | {("invariant", i): v for i, v in invariants.items()}
 
 
-def close(got, want, plain, floor=4 * 2.0**-24):
-    """RMSE of ``got`` against ``want`` at most four times that of ``plain``, plus a floor."""
-    scale = want.pow(2).mean().sqrt().item() if want.numel() else 0.0
-    error = (got.double() - want).pow(2).mean().sqrt().item() if want.numel() else 0.0
-    other = (plain.double() - want).pow(2).mean().sqrt().item() if want.numel() else 0.0
-    assert error <= 4 * other + floor * max(scale, 2.0**-100), (error, other, scale)
+class Errors:
+    """Relative squared errors of several runs, result by result: one number says little of a
+    gradient that has one entry."""
+
+    FLOOR = 4 * 2.0**-24
+
+    def __init__(self):
+        self.rows = {}
+
+    def add(self, got, want, plain):
+        for i, (g, w, p) in enumerate(zip(got, want, plain, strict=True)):
+            scale = max(w.pow(2).mean().item(), 2.0**-200) if w.numel() else 1.0
+            squares = [(x.double() - w).pow(2).sum().item() / scale for x in (g, p)]
+            assert all(math.isfinite(s) for s in squares)
+            self.rows.setdefault(i, []).append((*squares, w.numel()))
+
+    def check(self):
+        """RMSE at most four times that of the loop in the same precision, plus a floor."""
+        for i, rows in self.rows.items():
+            mine, plain, count = (sum(column) for column in zip(*rows, strict=True))
+            found, allowed = ((s / max(count, 1)) ** 0.5 for s in (mine, plain))
+            assert found <= 4 * allowed + self.FLOOR, (i, found, allowed)
+
+
+def grown(carries, streams, invariants):
+    """All of them, wanting gradients, in one order."""
+    leaves = [*carries, *streams.values(), *invariants.values()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    return leaves
+
+
+def gradients(program, recurrence, length, inputs, steps, seeds, dtype, **options):
+    """Gradients of carries, streams and invariants by the derived adjoints of the chunks."""
+    inits, xs, invariants = (
+        [x.to(dtype) for x in inputs[0]],
+        *({i: x.to(dtype) for i, x in y.items()} for y in inputs[1:]),
+    )
+    finals, ys = seeds
+    made, states, starts = {}, [inits], list(range(0, steps, length))
+    for start in starts:
+        n = min(length, steps - start)
+        if n not in made:
+            one = chunk(program, recurrence, n, **options)
+            made[n] = one, adjoint(one.program, list(xs), list(invariants))
+        part = {i: x[start : start + n] for i, x in xs.items()}
+        states.append(
+            interpret.step(made[n][0].program, feed(made[n][0], states[-1], part, invariants), dtype)[0]
+        )
+    cotangents = [f.to(dtype) for f in finals]
+    rows = {i: [] for i in xs}
+    sums = {i: torch.zeros_like(v) for i, v in invariants.items()}
+    for start, state in zip(starts[::-1], states[-2::-1], strict=True):
+        n = min(length, steps - start)
+        one, back = made[n]
+        streams = {i: x[start : start + n] for i, x in xs.items()}
+        streams |= {len(xs) + j: y[start : start + n].to(dtype) for j, y in enumerate(ys)}
+        fed = feed(one, cotangents, streams, invariants) | {("state", i): s for i, s in enumerate(state)}
+        cotangents, outs = interpret.step(back.program, fed, dtype)
+        for i, row in rows.items():
+            row.append(
+                outs[back.streams[i]].reshape(n, *xs[i].shape[1:])
+                if i in back.streams
+                else torch.zeros_like(xs[i][:n])
+            )
+        for i, terms in back.invariants.items():
+            sums[i] += sum((_term(t, back, outs, back.axes[i]) for t in terms), torch.zeros_like(sums[i]))
+    return [*cotangents, *(torch.cat(r[::-1]) for r in rows.values()), *sums.values()]
+
+
+def _term(term, back, outs, own):
+    """One term of an invariant's gradient, from the adjoint's outputs."""
+    specs = back.program.outs
+    if isinstance(term, Summed):
+        extra = [i for i, a in enumerate(specs[term.out].axes) if a not in own]
+        return outs[term.out].sum(extra) if extra else outs[term.out]
+    names = {a: i for i, a in enumerate({*specs[term.left].axes, *specs[term.right].axes, *own})}
+    left, right = ([names[a] for a in specs[i].axes] for i in (term.left, term.right))
+    return torch.einsum(outs[term.left], left, outs[term.right], right, [names[a] for a in own])
