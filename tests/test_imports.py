@@ -22,6 +22,7 @@ IR = {
 """The frozen types handed from stage to stage, and the table of functions they name."""
 
 BORDERS = {
+    "algebra/names.py": {"tenfuse.step.tensors"},
     "plan/keep.py": {"tenfuse.step.adjoint"},
     "plan/loop.py": {"tenfuse.step.adjoint", "tenfuse.step.axes", "tenfuse.step.reader"},
     "plan/product.py": {"tenfuse.step.adjoint"},

@@ -32,7 +32,8 @@ BLOCK = 4
 class Term:
     """``sum over contracted of (product of factors) * source``.
 
-    ``source`` is the node of an ``Input("carry" | "next", j, names)`` or of an atom.  The
+    ``source`` is the node of an ``Input("carry" | "next", j, names)``, of ``cut`` of such
+    an input (linear, but no gradient passes), or of an atom.  The
     names under which a carry is read are its own, except that a contracted axis has a
     fresh name: in ``u_i * sum_k w_k S_kj`` the carry S[i, j] is read as S[k, j].
     ``factors`` are state-free nodes; no factors is the factor one.
@@ -78,3 +79,6 @@ class Recurrence:
     atoms: tuple[Ref, ...]
     form: str
     """One word for the whole: the most general of the stages."""
+    reads: tuple[tuple[Ref, Affine], ...] = ()
+    """What the atoms of the outputs read of the state: the node, in ``nodes``, that an atom
+    has as argument, and its normal form."""
