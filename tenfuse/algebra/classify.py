@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tenfuse.algebra.outer import factorises, varies
+from tenfuse.algebra.outer import leaves, varies
 from tenfuse.algebra.recurrence import BLOCK, FORMS
 from tenfuse.algebra.terms import Part, Sum
 from tenfuse.step.program import AxisName, Builder, CarrySpec, Input, Pointwise, Ref
@@ -143,17 +143,21 @@ def _splits(stage: Evidence, part: Part, spec: CarrySpec) -> bool:
 def _attention(
     stage: Evidence, decays: Sequence[Part], reads: Sequence[Part], places: frozenset[int]
 ) -> bool:
-    """A state that is written by outer products, decays, and is contracted over K when read."""
+    """A state that is written by outer products, decays, and is contracted over K when read.
+
+    V is what decay, keys and queries all lack.  If keys and queries never change, the loop
+    is a filter with fixed coefficients, which an elementwise scan runs at its own cost.
+    """
     build, axes = stage.build, stage.specs[0].next_axes
     k = frozenset(axes[i] for i in places)
-    held: frozenset[AxisName] = frozenset().union(*(build.axes[f] for p in decays for f in p.factors))
-    v = frozenset(axes) - k - held
-    offsets = [u.offset for u in stage.updates if u.offset is not None]
-    if not k or not v or not offsets or not all(factorises(build, ref, k, v) for ref in offsets):
-        return False
-    keys = [ref for ref in offsets if build.axes[ref] & k and varies(build, ref, k)]
+    keys = {leaf for u in stage.updates if u.offset is not None for leaf in leaves(build, u.offset, k)}
     queries = [
-        f for p in reads if _places(stage, p) == places for f in p.factors
-        if build.axes[f] & p.contracted and varies(build, f, build.axes[f] & p.contracted)
+        (f, p.contracted) for p in reads if _places(stage, p) == places for f in p.factors
+        if build.axes[f] & p.contracted
     ]  # fmt: skip
-    return bool(keys or queries)
+    used: set[AxisName] = set(k)
+    for ref in (*keys, *(f for f, _ in queries), *(f for p in decays for f in p.factors)):
+        used |= build.axes[ref]
+    if not set(axes) - used or not any(u.offset is not None for u in stage.updates):
+        return False
+    return any(varies(build, f, k) for f in keys) or any(varies(build, f, bound) for f, bound in queries)

@@ -36,7 +36,8 @@ _BROADCASTS = {
 
 _MATMULS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten.mv.default}
 
-_FULL_SHAPE = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._to_copy.default}
+_VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
+_FULL_SHAPE = {*_VIEWS, aten._to_copy.default}
 """Operators that the reader itself understands."""
 
 _REUSE = 8
@@ -105,6 +106,13 @@ def split(step: Aten) -> Fission:
     inputs, absorbed = _absorb(step, inside, dependent, static)
     order = [n for n in graph.nodes if n in inside or n in absorbed]
     return Fission(tuple(order), tuple(inputs), tuple(exports), static, dependent)
+
+
+def _is_outer(node: fx.Node) -> bool:
+    """A matmul over a dimension of length one: a product of broadcasts, nothing is summed."""
+    if node.target not in (aten.mm.default, aten.bmm.default):
+        return False
+    return node.args[0].meta["val"].shape[-1] == 1  # type: ignore[union-attr]
 
 
 def _has_rule(node: fx.Node) -> bool:
@@ -185,12 +193,16 @@ def _absorb(
         below = frozenset().union(*(inputs_of(a) for a in args)) if args else frozenset()
         if node.target in _BROADCASTS or not args:
             return below
-        if node in static or node.target in _MATMULS or node.target in _FULL_SHAPE:
+        outer = _is_outer(node)
+        if node.target in _VIEWS and node not in static and _is_outer(args[0]) and args[0] not in below:
+            return below
+        if node in static or (node.target in _MATMULS and not outer) or node.target in _FULL_SHAPE:
             return mine
         if not all(b.meta["val"].is_floating_point() or b.meta["val"].is_complex() for b in below):
             return mine
         # What is the same at every step stays in the cache.
-        smaller = sum(weight(b) for b in below if b not in static) * 4 < weight(node) * 3
+        read = sum(weight(b) for b in below if b not in static)
+        smaller = read <= weight(node) if outer else read * 4 < weight(node) * 3
         pointwise = tuple(node.meta["val"].shape) == torch.broadcast_shapes(
             *(a.meta["val"].shape for a in args)
         )
