@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 from tenfuse.emit.cpp.preamble import BOOLEAN, COMPARE, expression
@@ -88,7 +89,7 @@ class NestWriter:
         depth = len(self.nest.order) + 1
         self.before: list[list[Ref]] = [[] for _ in range(depth)]
         self.after: list[list[Ref]] = [[] for _ in range(depth)]
-        late: set[Ref] = set()
+        self.late = late = set[Ref]()
         for ref in sorted(self.s.computed(self.nest)):
             node = self.nodes[ref]
             if isinstance(node, Const):
@@ -136,24 +137,66 @@ class NestWriter:
 
     def _scope(self, level: int) -> None:
         """Everything at one level: values, inner loops, finished contractions, stores."""
-        for ref in self.before[level]:
-            self._define(ref)
-        for ref in self.nest.reductions:
-            self._accumulate(ref, level)
+        stores = [s for s in self.nest.stores if self.s.level(self.nest, s.axes) == level]
         waiting = [r for r in self.nest.reductions if self._open_at(r) == level]
+        done = [r for r in self.nest.reductions if r not in self.nest.memory and self._level(r) == level]
+        ready = [s for s in stores if level == len(self.nest.order) and s.ref not in self.late]
+        self._positions(level, [r for r in done if r not in waiting], ready)
         for ref in waiting:
             self._declare(ref)
         if level < len(self.nest.order):
             self._loops(level)
-        self._finish(
-            [r for r in self.nest.reductions if r not in self.nest.memory and self._level(r) == level],
-            waiting,
-        )
+        self._finish(done, waiting)
         for ref in self.after[level]:
-            self._define(ref)
-        for store in self.nest.stores:
-            if self.s.level(self.nest, store.axes) == level:
-                self._store(store)
+            for at in self._combos(self.s.axes[ref]):
+                self._define(ref, at)
+        for store in stores:
+            if store not in ready:
+                for at in self._combos(store.axes):
+                    self._store(store, at)
+
+    def _positions(self, level: int, direct: list[Ref], ready: list[Store]) -> None:
+        """Values, sums and stores of one level, as many unrolled positions together as have
+        their values in registers: compilers keep much of the order they are given.
+        """
+        adding = [
+            r
+            for r in self.nest.reductions
+            if r not in direct and r not in self.nest.memory and self._level(self._argument(r)) == level
+        ]
+        axes = frozenset(self.nest.order[:level])
+        seen: set[tuple[str, int, tuple[int, ...]]] = set()
+        order = [a for a in self.nest.order if a in axes and a != self.nest.x]
+        order += [self.nest.x] if self.nest.x in axes else []  # type: ignore[list-item]
+
+        def new(kind: str, ref: int, own: frozenset[AxisName], at: Combo) -> bool:
+            key = (kind, ref, tuple(at[a] for a in order if a in own))
+            fresh = key not in seen
+            seen.add(key)
+            return fresh
+
+        positions = [
+            dict(zip(order, places, strict=True))
+            for places in itertools.product(*(range(self._count(a)) for a in order))
+        ]
+        many = max(1, self.s.isa.registers // max(1, len(self.before[level])))
+        while positions:
+            batch, positions = positions[:many], positions[many:]
+            for ref, at in itertools.product(self.before[level], batch):
+                if new("value", ref, self.s.axes[ref], at):
+                    self._define(ref, at)
+            for ref, at in itertools.product(adding, batch):
+                if new("sum", ref, self.s.axes[self._argument(ref)], at):
+                    self._add(ref, at)
+            for ref, at in itertools.product(direct, batch):
+                if new("sum", ref, self.s.axes[self._argument(ref)], at):
+                    self._join_in(ref, at, new("entry", ref, self.s.axes[ref], at))
+            for (n, store), at in itertools.product(enumerate(ready), batch):
+                if new("store", n, store.axes, at):
+                    self._store(store, at)
+        for ref in self.nest.reductions:
+            if ref in self.nest.memory and self._level(self._argument(ref)) == level:
+                self._add_in_memory(ref)
 
     # -- loops --------------------------------------------------------------------------
 
@@ -234,15 +277,14 @@ class NestWriter:
         node = self.nodes[ref]
         return isinstance(node, Pointwise) and node.fn in BOOLEAN and ref not in self.nest.kept
 
-    def _define(self, ref: Ref) -> None:
+    def _define(self, ref: Ref, at: Combo) -> None:
         node, axes = self.nodes[ref], self.s.axes[ref]
-        for at in self._combos(axes):
-            if isinstance(node, Pointwise) and ref not in self.nest.kept:
-                kind = ("M" if self._vector(axes) else "bool") if self._is_mask(ref) else self._type(axes)
-                value = self._compute(ref, at)
-            else:
-                kind, value = self._type(axes), self._load(self.read(ref), axes, at)
-            self.put(f"const {kind} {self._name(ref, at)} = {value};")
+        if isinstance(node, Pointwise) and ref not in self.nest.kept:
+            kind = ("M" if self._vector(axes) else "bool") if self._is_mask(ref) else self._type(axes)
+            value = self._compute(ref, at)
+        else:
+            kind, value = self._type(axes), self._load(self.read(ref), axes, at)
+        self.put(f"const {kind} {self._name(ref, at)} = {value};")
 
     def _type(self, axes: frozenset[AxisName]) -> str:
         return "V" if self._vector(axes) else "T"
@@ -311,14 +353,10 @@ class NestWriter:
             return f"lds({address}, {stride}, {count or 'W'})"
         return f"ldn({address}, {count})" if count and not access.padded else f"ld({address})"
 
-    def _store(self, store: Store) -> None:
-        access = self.write(store)
-        vector = self._vector(store.axes)
-        for at in self._combos(store.axes):
-            value = self._number(store.ref, at, vector)
-            self._put_value(
-                access, store.axes, at, value, store.target[0] == "sum" or store.target in self.adds
-            )
+    def _store(self, store: Store, at: Combo) -> None:
+        value = self._number(store.ref, at, self._vector(store.axes))
+        add = store.target[0] == "sum" or store.target in self.adds
+        self._put_value(self.write(store), store.axes, at, value, add)
 
     def _put_value(self, access: Access, axes: frozenset[AxisName], at: Combo, value: str, add: bool) -> None:
         address, stride, count = self._address(access, at)
@@ -369,17 +407,28 @@ class NestWriter:
         return value
 
     def _sum_name(self, ref: Ref, at: Combo) -> str:
-        """The accumulator of one unrolled position: one each, but at most four per entry."""
-        marks, slots = "", 1
+        """The accumulator of one unrolled position."""
+        marks, left = "", self._chains(ref)
         for a in self.nest.order:
             if a not in self.s.axes[self._argument(ref)] or not self._unrolled(a):
                 continue
-            if a not in self.s.axes[ref]:
-                slots *= self.nest.unroll[a]
-                if slots > 4 and a != self.nest.x:
-                    continue
-            marks += f"_{at[a]}"
+            if a in self.s.axes[ref]:
+                marks += f"_{at[a]}"
+            elif left > 1:
+                many = min(self.nest.unroll[a], left)
+                marks += f"_{at[a] % many}"
+                left //= many
         return f"r{ref}{marks}"
+
+    def _chains(self, ref: Ref) -> int:
+        """Accumulators per entry of a contraction: enough that its additions, each waiting
+        for the last, take no longer than what else is computed; four at most."""
+        level = self._level(self._argument(ref))
+        busy = sum(isinstance(self.nodes[r], Pointwise) for r in self.before[level]) + len(
+            self.nest.reductions
+        )
+        kept = math.prod(self.nest.unroll.get(a, 1) for a in self.s.axes[ref])
+        return max(1, min(4, -(-16 // max(1, busy * kept))))
 
     def _declare(self, ref: Ref) -> None:
         arg = self._argument(ref)
@@ -390,20 +439,25 @@ class NestWriter:
         for name in dict.fromkeys(self._sum_name(ref, at) for at in self._combos(self.s.axes[arg])):
             self.put(f"{kind} {name} = {start};")
 
-    def _accumulate(self, ref: Ref, level: int) -> None:
-        arg = self._argument(ref)
-        if self._level(arg) != level:
-            return
-        if ref in self.nest.memory:
-            access = self.write(Store(ref, self.s.axes[ref], ("scratch", ref)))
-            for at in self._combos(self.s.axes[ref]):
-                value = self._folded(ref, self._terms(ref, at))
-                old = self._load(access, self.s.axes[ref], at)
-                self._put_value(access, self.s.axes[ref], at, self._join(ref, old, value), False)
-        elif self._open_at(ref) >= 0:
-            for at in self._combos(self.s.axes[arg]):
-                name = self._sum_name(ref, at)
-                self.put(f"{name} = {self._join(ref, name, self._term(ref, at))};")
+    def _add(self, ref: Ref, at: Combo) -> None:
+        """Add one entry of the argument to its accumulator."""
+        name = self._sum_name(ref, at)
+        self.put(f"{name} = {self._join(ref, name, self._term(ref, at))};")
+
+    def _join_in(self, ref: Ref, at: Combo, first: bool) -> None:
+        """The same for a contraction that begins and ends at this level."""
+        name, term = self._name(ref, at, "r"), self._term(ref, at)
+        if first:
+            self.put(f"{self._type(self.s.axes[self._argument(ref)])} {name} = {term};")
+        else:
+            self.put(f"{name} = {self._join(ref, name, term)};")
+
+    def _add_in_memory(self, ref: Ref) -> None:
+        access = self.write(Store(ref, self.s.axes[ref], ("scratch", ref)))
+        for at in self._combos(self.s.axes[ref]):
+            value = self._folded(ref, self._terms(ref, at))
+            old = self._load(access, self.s.axes[ref], at)
+            self._put_value(access, self.s.axes[ref], at, self._join(ref, old, value), False)
 
     def _terms(self, ref: Ref, kept: Combo) -> list[str]:
         gone = self.s.axes[self._argument(ref)] - self.s.axes[ref]
@@ -433,7 +487,7 @@ class NestWriter:
             node, axes = self.nodes[ref], self.s.axes[ref]
             assert isinstance(node, Contract)
             for at in self._combos(axes):
-                values = self._sums(ref, at) if ref in waiting else self._terms(ref, at)
+                values = self._sums(ref, at) if ref in waiting else [self._name(ref, at, "r")]
                 if self._crosses(ref) and node.op == "sum":
                     across.append((self._name(ref, at), self._joined(ref, values)))
                 else:

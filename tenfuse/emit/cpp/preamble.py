@@ -55,6 +55,7 @@ FN M flip(M m) { return ~m; }
 FN bool flip(bool m) { return !m; }
 FN M is_nan(V x) { return x != x; }
 FN bool is_nan(T x) { return x != x; }
+FN void soon(const void* p, int64_t bytes) { __builtin_prefetch((const void*)((uintptr_t)p + bytes)); }
 static const M LANE = {@LANE};
 FN V keep(V x, int64_t n, T other) { return sel(LANE < (M){} + (I)n, x, bc(other)); }
 """

@@ -65,6 +65,7 @@ class Scheduler:
         self.axes = [spaces.local(a) for a in program.axes_of()]
         self.sizes = {a: x.trips for a, x in spaces.axes.items()}
         self.stage = self._stages()
+        self.turn = self._turns()
         self.nests: list[Nest] = []
         self.contract_works = {
             r: w
@@ -84,6 +85,45 @@ class Scheduler:
             found.append(below + 1 if isinstance(node, Contract) else below)
         return found
 
+    def _turns(self) -> dict[Ref, int]:
+        """At which stage each contraction is taken: its own, or a later one that sweeps the
+        same axes anyway, if everything its own stage would sweep them for can wait."""
+        live = self._live()
+        turn = {
+            i: self.stage[n.arg]
+            for i, n in enumerate(self.program.nodes)
+            if isinstance(n, Contract) and i in live
+        }
+        groups: dict[tuple[int, frozenset[AxisName]], list[Ref]] = {}
+        for r, s in turn.items():
+            groups.setdefault((s, self._space(r)), []).append(r)
+        needs = self._needs(live)
+        for (s, space), refs in sorted(groups.items(), key=lambda g: -g[0][0]):
+            latest = min((turn[c] - 1 for r in refs for c in needs[r]), default=max(turn.values()))
+            hosts = [t for (t, other), _ in groups.items() if other == space and s < t <= latest]
+            if hosts and space:
+                turn.update({r: min(hosts) for r in refs})
+        return turn
+
+    def _space(self, ref: Ref) -> frozenset[AxisName]:
+        node = self.program.nodes[ref]
+        assert isinstance(node, Contract)
+        return self.axes[node.arg]
+
+    def _needs(self, live: set[Ref]) -> dict[Ref, set[Ref]]:
+        """For each contraction, those whose argument it is part of."""
+        found: dict[Ref, set[Ref]] = {}
+        below: list[set[Ref]] = []
+        for i, node in enumerate(self.program.nodes):
+            mine = set().union(*(below[a] for a in arguments(node)))
+            if isinstance(node, Contract) and i in live:
+                found[i] = set()
+                for r in mine:
+                    found[r].add(i)
+                mine = {i}
+            below.append(mine)
+        return found
+
     # -- building -------------------------------------------------------------------
 
     def run(self) -> list[Nest]:
@@ -92,7 +132,7 @@ class Scheduler:
         for stage in range(max(self.stage, default=0) + 1):
             groups: dict[tuple[AxisName, ...], list[Ref]] = {}
             for i, node in enumerate(nodes):
-                if isinstance(node, Contract) and i in live and self.stage[node.arg] == stage:
+                if isinstance(node, Contract) and i in live and self.turn[i] == stage:
                     groups.setdefault(tuple(sorted(self.axes[node.arg])), []).append(i)
             for space, refs in groups.items():
                 self.nests.append(self._nest(frozenset(space), refs, [self.contract_works[r] for r in refs]))
@@ -365,7 +405,7 @@ class Scheduler:
         node = self.program.nodes[ref]
         if not isinstance(node, Input) or node.kind == "invariant":
             return "*"
-        if node.kind == "stream":
+        if node.kind in ("stream", "ahead"):
             operand = find(self.kernel, "stream", node.index)
             return unit_of(operand, node.axes) if operand else None
         where = (self.last if node.kind == "carry" else self.states).get(node.index, -1)

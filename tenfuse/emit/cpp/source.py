@@ -18,6 +18,7 @@ from collections.abc import Callable
 from tenfuse.emit.cpp.isa import Isa
 from tenfuse.emit.cpp.nest import Access, NestWriter
 from tenfuse.emit.cpp.preamble import STORAGE, preamble
+from tenfuse.emit.cpp.retime import Early, early, shared, untimed
 from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store, reads_carry
 from tenfuse.emit.cpp.simplify import simplify
 from tenfuse.emit.cpp.spaces import Axis, choose, partial_sums
@@ -25,12 +26,17 @@ from tenfuse.plan.kernel import Kernel, Operand
 from tenfuse.step.program import AxisName, CarrySpec, Input, OutSpec, Ref, StepProgram
 
 Size = int | str
+ITEM = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2, "bool": 1}
 TIMED = ("stream", "save")
 PANEL_BYTES = 8 << 10
 """Invariants smaller than this stay in the first-level cache in any layout."""
 FAR_BYTES = 8 << 20
 """Results that together take more than this are written past the cache, line by line:
 they would drive out what the loop reads, and every line would be read before it is written."""
+AHEAD = 2048
+"""Vector operations between asking for a stream's entries and reading them: about the time
+that memory takes to answer."""
+LINE = 64
 
 
 def timed(kernel: Kernel, operand: Operand) -> bool:
@@ -72,17 +78,42 @@ class KernelWriter:
     """Collects pointers, scratch and nests, then lays out the text."""
 
     def __init__(self, kernel: Kernel, isa: Isa) -> None:
+        self.isa, self.lanes = isa, isa.lanes(kernel.compute)
         again = simplify(kernel.recompute) if kernel.recompute else None
         kernel = dataclasses.replace(kernel, program=simplify(kernel.program), recompute=again)
-        self.kernel, self.isa = kernel, isa
-        self.lanes = isa.lanes(kernel.compute)
-        self.spaces, self.last, self.state_last = choose(kernel, isa)
+        self._choose(kernel)
         self.arrays: list[tuple[Array, int]] = []
         self.pointers: dict[tuple[int, tuple[AxisName, ...]], int] = {}
         self.packs: dict[tuple[int, tuple[AxisName, ...], AxisName | None, int], Array] = {}
         self.work = 0
         self.shares = self._shares()
         self.shared_order: dict[int, tuple[int, ...]] = {}
+
+    def _choose(self, kernel: Kernel) -> None:
+        """Settle programs and layouts: contractions are taken a step early where that saves sweeps."""
+        again = early(kernel.recompute) if kernel.recompute else None
+        reading = shared(kernel.program, again) if again else kernel.program
+        options = [(untimed(kernel.program), untimed(kernel.recompute) if kernel.recompute else None)]
+        if again and again.first:
+            options.append((untimed(reading), again))
+        if (main := early(reading)).first:
+            options.append((main, again))
+        best = None
+        for main, again in options:
+            second = again.program if again else None
+            self.kernel = dataclasses.replace(kernel, program=main.program, recompute=second)
+            self.spaces, self.last, self.state_last = choose(self.kernel, self.isa)
+            swept = self._swept(self.kernel.program, self.last)
+            swept += self._swept(again.program, self.state_last) if again else 0
+            if best is None or swept < best[0]:
+                best = (swept, self.kernel, self.spaces, self.last, self.state_last, main, again)
+        assert best is not None
+        _, self.kernel, self.spaces, self.last, self.state_last, self.main, self.again = best
+
+    def _swept(self, program: StepProgram, last: dict[int, int]) -> int:
+        """Vector iterations of all nests of one step."""
+        scheduler = Scheduler(self.kernel, program, self.spaces, self.isa, last, self.state_last)
+        return sum(map(self._volume, scheduler.run()))
 
     def _shares(self) -> frozenset[int]:
         """Outputs of which each task computes a share: they are summed over threads."""
@@ -232,9 +263,11 @@ class KernelWriter:
         old: Callable[[int], Access | None],
         new: Callable[[int, tuple[AxisName, ...], bool], Access],
         sums: dict[int, Array],
+        states: dict[int, int] | None = None,
     ) -> tuple[list[str], dict[int, bool]]:
         """The lines of one step; and which carries may be updated in place."""
-        scheduler = Scheduler(self.kernel, program, self.spaces, self.isa, last, self.state_last)
+        positions = self.state_last if states is None else states
+        scheduler = Scheduler(self.kernel, program, self.spaces, self.isa, last, positions)
         nests = scheduler.run()
         inplace = {i: self._in_place(program, scheduler, nests, i) for i in range(len(program.carries))}
         scratch: dict[Ref, Array] = {}
@@ -256,8 +289,11 @@ class KernelWriter:
                     return hold(ref, x)
                 if node.kind == "invariant":
                     return self.constant(node.index, node.axes, nest)
-                if node.kind == "stream":
-                    return self.outside("stream", node.index, node.axes)
+                if node.kind in ("stream", "ahead"):
+                    slice_ = self.outside("stream", node.index, node.axes)
+                    if node.kind == "ahead":
+                        return dataclasses.replace(slice_, pointer=f"a{slice_.pointer[1:]}")
+                    return slice_
                 found = old(ref)
                 assert found is not None
                 return found
@@ -285,7 +321,8 @@ class KernelWriter:
     def _volume(self, nest: Nest) -> int:
         total = 1
         for a in nest.order:
-            total *= max(1, self.spaces.axes[a].trips)
+            axis = self.spaces.axes[a]
+            total *= max(1, min(axis.trips, axis.capacity) if isinstance(axis.capacity, int) else axis.trips)
         return max(1, total // (self.lanes if nest.x else 1))
 
     def _in_place(self, program: StepProgram, scheduler: Scheduler, nests: list[Nest], index: int) -> bool:
@@ -382,24 +419,99 @@ class KernelWriter:
                 lines += self.copy(axes, array.access(axes), self.outside("out", i, axes))
         return lines
 
-    def _time_pointers(self, names: list[str], time: str) -> list[str]:
-        """Definitions of the per-step pointers that ``names`` (lines of text) use."""
+    def _time_pointers(self, names: list[str], time: str, later: str = "") -> list[str]:
+        """Definitions of the per-step pointers that ``names`` (lines of text) use.
+
+        ``later`` is the time of the step run after this one.
+        """
         text = "\n".join(names)
-        lines = []
+        lines, ahead = [], []
         for (place, _), number in self.pointers.items():
             operand = self.kernel.operands[place]
             if timed(self.kernel, operand) and operand.role != "save" and _uses(text, f"q{number}"):
                 lines.append(f"{self._ctype(operand)}* const q{number} = p{number} + t * s{place}_0;")
+            if _uses(text, f"a{number}"):
+                ahead.append(f"{self._ctype(operand)}* const a{number} = p{number} + b * s{place}_0;")
         for i in self.shared_order:
             if not self.kernel.program.outs[i].accumulate and _uses(text, f"y{i}"):
                 lines.append(f"T* const y{i} = u{i} + t * e{i}_t;")
-        return [f"const int64_t t = {time};", *lines] if lines else []
+        lines = [f"const int64_t t = {time};", *lines] if lines or ahead else []
+        return lines + ([f"const int64_t b = {later};", *ahead] if ahead else [])
+
+    def _later(self, backwards: bool) -> str:
+        """The time of the next step in run order, this one's where it is the last."""
+        return "t > 0 ? t - 1 : t" if backwards else "t + 1 < steps ? t + 1 : t"
+
+    def _first_sums(
+        self, timing: Early, states: Callable[[Input], Access], new: Callable[[int], Access], time: str
+    ) -> list[str]:
+        """Lines that compute what ``timing`` carries over, for the first step, at ``time``."""
+        program = timing.first
+        if program is None:
+            return []
+        positions, last = (
+            (self.last, self.last) if timing is self.main else (self.state_last, self.state_last)
+        )
+
+        def old(ref: Ref) -> Access:
+            node = program.nodes[ref]
+            assert isinstance(node, Input)
+            return states(node)
+
+        lines, _ = self.nests(
+            program,
+            {i: last[timing.since + i] for i in range(len(program.carries))},
+            old,
+            lambda i, axes, inplace: new(timing.since + i),
+            {},
+            positions,
+        )
+        return ["if (steps > 0) {", *self._time_pointers(lines, time), *lines, "}"]
+
+    def _soon(self, names: list[str], steps: int, work: int) -> list[str]:
+        """Lines that ask for the streams used in ``names``, ``steps`` later than ``t``.
+
+        A step's slice is short and its neighbours in memory belong to other steps or tasks,
+        which the hardware does not see coming.  Nothing where the step does little work.
+        """
+        text = "\n".join(names)
+        asked: dict[int, list[str]] = {}
+        for (place, axes), number in self.pointers.items():
+            operand = self.kernel.operands[place]
+            used = _uses(text, f"q{number}") or _uses(text, f"a{number}")
+            if operand.role == "stream" and place not in asked and used:
+                start = f"(t + {steps}) * s{place}_0" if steps > 0 else f"(t - {-steps}) * s{place}_0"
+                asked[place] = [
+                    f"soon(p{number}, (int64_t)sizeof(*p{number}) * ({start}{offset}) + {byte});"
+                    for offset, byte in self._cache_lines(operand, place, axes)
+                ]
+        lines = [line for each in asked.values() for line in each]
+        return lines if 0 < 16 * len(lines) <= work else []
+
+    def _cache_lines(self, operand: Operand, place: int, axes: tuple[AxisName, ...]) -> list[tuple[str, int]]:
+        """The cache lines of one step's slice: offset in entries, and bytes beyond it; none if many."""
+        found: list[tuple[str, int]] = [("", 0)]
+        for p, a in enumerate(axes):
+            extent = self.spaces.axes[a].extent
+            if self.spaces.axes[a].kind == "task":
+                continue
+            if not isinstance(extent, int) or extent * len(found) > 16 * LINE:
+                return []
+            if operand.axes[p] == operand.unit:
+                found = [(o, b) for o, _ in found for b in range(0, extent * ITEM[operand.dtype], LINE)]
+            else:
+                found = [(f"{o} + {n} * s{place}_{p + 1}", b) for o, b in found for n in range(extent)]
+        return found if len(found) <= 16 else []
 
     def _forward(self) -> list[str]:
         arrays, lines = self._carries()
         sums: dict[int, Array] = {}
         before, step = self._program_step(arrays, None, sums)
         lines += before
+        backwards = self.kernel.reverse
+        distance = min(16, -(-AHEAD // max(self.work, 1)))
+        step = self._soon(step, -distance if backwards else distance, self.work) + step
+        lines += self._start(arrays, "steps - 1" if backwards else "0")
         saves: list[str] = []
         if self.kernel.checkpoint:
             for i, carry in enumerate(self.kernel.program.carries):
@@ -414,9 +526,19 @@ class KernelWriter:
         lines.append("for (int64_t r = 0; r < steps; r++) {")
         if saves:
             lines += [f"if (r % {self.kernel.checkpoint} == 0) {{", *saves, "}"]
-        lines += self._time_pointers(step, "steps - 1 - r" if self.kernel.reverse else "r")
+        lines += self._time_pointers(step, "steps - 1 - r" if backwards else "r", self._later(backwards))
         lines += [*step, "}"]
         return lines + self._finish(arrays, sums)
+
+    def _start(self, arrays: list[Array], time: str) -> list[str]:
+        """What the main program carries over, for its first step."""
+        carries = self.kernel.program.carries
+        return self._first_sums(
+            self.main,
+            lambda node: arrays[node.index].access(node.axes, f"c{node.index}"),
+            lambda i: arrays[i].access(carries[i].axes, f"c{i}"),
+            time,
+        )
 
     def _save(self, i: int, axes: tuple[AxisName, ...], state: Access, out: bool, slot: str) -> list[str]:
         """Copy a carry to its checkpoint, or back."""
@@ -443,16 +565,27 @@ class KernelWriter:
 
         before, step = self._program_step(arrays, state, sums)
         lines += before
+        work = self.work
         needed = any(isinstance(n, Input) and n.kind == "state" for n in self.kernel.program.nodes)
         reverse = self.kernel.reverse
+        lines += self._start(arrays, "0" if reverse else "steps - 1")
         lines += [
             f"for (int64_t z = (steps + {chunk - 1}) / {chunk} - 1; z >= 0; z--) {{",
             f"const int64_t first = z * {chunk}, many = steps - first < {chunk} ? steps - first : {chunk};",
         ]
         slots = [f"T* const h{i} = {a.name} + k * {a.size};" for i, a in enumerate(history)]
+        again: list[str] = []
         if needed:
             for i, carry in enumerate(forward.carries):
-                lines += self._save(i, carry.axes, history[i].access(carry.axes), False, "z")
+                if self.operand("save", i) is not None:
+                    lines += self._save(i, carry.axes, history[i].access(carry.axes), False, "z")
+            assert self.again is not None
+            lines += self._first_sums(
+                self.again,
+                lambda node: history[node.index].access(node.axes),
+                lambda i: history[i].access(forward.carries[i].axes),
+                "steps - 1 - first" if reverse else "first",
+            )
             again, _ = self.nests(
                 forward,
                 self.state_last,
@@ -462,10 +595,14 @@ class KernelWriter:
             )
             nexts = [f"T* const g{i} = h{i} + {a.size};" for i, a in enumerate(history)]
             lines += ["for (int64_t k = 0; k + 1 < many; k++) {", *slots, *nexts]
-            lines += self._time_pointers(again, "steps - 1 - first - k" if reverse else "first + k")
+            time = "steps - 1 - first - k" if reverse else "first + k"
+            lines += self._time_pointers(again, time, self._later(reverse))
             lines += [*again, "}"]
+        # While one chunk is walked back, the streams of the next one are asked for.
+        step = self._soon(step + again, chunk if reverse else -chunk, work) + step
         lines += ["for (int64_t k = many - 1; k >= 0; k--) {", *(slots if needed else [])]
-        lines += self._time_pointers(step, "steps - 1 - first - k" if reverse else "first + k")
+        time = "steps - 1 - first - k" if reverse else "first + k"
+        lines += self._time_pointers(step, time, self._later(not reverse))
         lines += [*step, "}", "}"]
         return lines + self._finish(arrays, sums)
 

@@ -200,7 +200,7 @@ def works(
             return axes[ref], ANY
         if node.kind == "invariant":
             return axes[ref], ANY
-        if node.kind == "stream":
+        if node.kind in ("stream", "ahead"):
             operand = find(kernel, "stream", node.index)
             return axes[ref], unit_of(operand, node.axes) if operand else None
         where = (last if node.kind == "carry" else states).get(node.index, -1)
