@@ -15,13 +15,13 @@ Refuses with ``Unchunkable`` what has no such program: nonlinear stages, sums ov
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Protocol
 
 from tenfuse.algebra.chunk_lowrank import ChunkedLowRank
+from tenfuse.algebra.chunk_scan import ChunkedScan
 from tenfuse.algebra.decay import Positions
 from tenfuse.algebra.lift import Lift, Read, Unchunkable
-from tenfuse.algebra.lowrank import lowrank
+from tenfuse.algebra.lowrank import lowrank, separated
 from tenfuse.algebra.recurrence import Recurrence, Stage
 from tenfuse.algebra.summed import Sums
 from tenfuse.step.program import (
@@ -42,11 +42,11 @@ BLOCK = 16
 
 
 class States(Protocol):
-    """The states of a carry within a chunk."""
+    """The states of a stage's carries within a chunk."""
 
     def read(self, read: Read) -> Ref: ...
 
-    def final(self) -> Ref: ...
+    def final(self, carry: int) -> Ref: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,9 @@ class _Maker:
         self.program, self.recurrence = program, recurrence
         self.build = Builder()
         self.sizes = {**program.sizes, **recurrence.sizes}
+        self.axes: list[frozenset[AxisName]] = []
+        for node in recurrence.nodes:
+            self.axes.append(node_axes(node, self.axes))
         self.at = self._positions(length, block)
         self.sums = Sums(self.build, self.sizes)
         self.lift = Lift(recurrence.nodes, self.sums, self.at.rows, self._read, self.sizes)
@@ -76,16 +79,17 @@ class _Maker:
 
     def run(self) -> StepProgram:
         for stage in self.recurrence.stages:
-            self._stage(stage)
+            states = self._stage(stage)
+            self.states |= {j: states for j in stage.carries}
         carries = tuple(
-            CarrySpec(c.next_axes, self.states[i].final(), c.next_axes)
+            CarrySpec(c.next_axes, self.states[i].final(i), c.next_axes)
             for i, c in enumerate(self.program.carries)
         )
         outs = tuple(self._out(i, out) for i, out in enumerate(self.program.outs))
-        made = StepProgram(tuple(self.build.nodes), self.sizes, carries, outs, self.program.dynamic)
-        made = prune(made)
-        used = {a for axes in made.axes_of() for a in axes}
+        made = prune(StepProgram(tuple(self.build.nodes), self.sizes, carries, outs, self.program.dynamic))
         validate(made)
+        used = {a for axes in made.axes_of() for a in axes}
+        used |= {a for c in carries for a in c.next_axes} | {a for o in outs for a in o.axes}
         return dataclasses.replace(made, sizes={a: n for a, n in self.sizes.items() if a in used})
 
     def _read(self, read: Read) -> Ref:
@@ -93,11 +97,13 @@ class _Maker:
             raise Unchunkable("a carry is read before the stage that computes it")
         return self.states[read.carry].read(read)
 
-    def _stage(self, stage: Stage) -> None:
-        if stage.form not in ("low-rank", "elementwise"):
+    def _stage(self, stage: Stage) -> States:
+        if stage.form not in ("low-rank", "elementwise", "block", "dense", "semiring"):
             raise Unchunkable(f"a {stage.form} stage has no chunk program")
+        if not self._by_rank(stage):
+            return ChunkedScan(stage, self.program.carries, self.lift)
         parts = lowrank(stage, self.program.carries, self.lift)
-        self.states[parts.carry] = ChunkedLowRank(parts, self.sums, self.at, self.lift.fresh)
+        return ChunkedLowRank(parts, self.sums, self.at, self.lift.fresh)
 
     def _out(self, index: int, spec: OutSpec) -> OutSpec:
         if spec.accumulate:
@@ -105,22 +111,52 @@ class _Maker:
         ref = self.lift.forced(self.lift.affine(self.recurrence.outs[index]))
         return OutSpec(ref, (*self.at.rows, *spec.axes))
 
-    # -- positions ------------------------------------------------------------------
+    # -- choices ----------------------------------------------------------------------
+
+    def _by_rank(self, stage: Stage) -> bool:
+        """Whether products of what is read and written cost less than the states themselves.
+
+        So it is where the update sums over the state.  Where it is elementwise, all that is
+        read of the state must be summed over some of its axes, all that is written be
+        products of factors with fewer axes, and the gate must not join axes summed over to
+        axes kept: then what is read times what is written is a matrix for each kept entry.
+        """
+        if stage.form != "elementwise" or len(stage.carries) > 1:
+            return stage.form == "low-rank"
+        (j,), (update,) = stage.carries, stage.updates
+        summed = self._summed(j)
+        if update.offset is None or not summed:
+            return False
+        gate = {a for term in update.terms for f in term.factors for a in self.axes[f]}
+        writes = separated(self.recurrence.nodes, self.axes, update.offset)
+        common = frozenset.intersection(*(self.axes[f] for w in writes for f in w.factors))
+        kept = set(self.program.carries[j].next_axes) - summed - common
+        return all(len(w.factors) > 1 for w in writes) and not (gate & summed and gate & kept)
+
+    def _summed(self, j: int) -> set[AxisName]:
+        """The axes of carry ``j`` that every read sums over; none where it is read otherwise."""
+        found: list[set[AxisName]] = []
+        for term in (t for out in self.recurrence.outs for t in out.terms):
+            node = self.recurrence.nodes[term.source]
+            if isinstance(node, Input) and node.kind in ("carry", "next") and node.index == j:
+                pairs = zip(self.program.carries[j].next_axes, node.axes, strict=True)
+                found.append({own for own, name in pairs if name in term.contracted})
+        return set[AxisName].intersection(*found) if found else set()
 
     def _positions(self, length: int, block: int) -> Positions:
         """Two axes where a gate has an axis that is summed over, and the length allows it."""
-        wide = any(self._gated(stage) for stage in self.recurrence.stages)
+        stages = self.recurrence.stages
+        wide = any(self._gated(s) for s in stages) and all(self._by_rank(s) for s in stages)
         if wide and length > block and length % block == 0:
-            names = [
-                self._free(n, size)
-                for n, size in zip("tsbc", (block,) * 2 + (length // block,) * 2, strict=True)
-            ]
-            return Positions(*names)
+            many = length // block
+            return Positions(
+                self._free("t", block), self._free("s", block), self._free("tb", many), self._free("sb", many)
+            )
         return Positions(self._free("t", length), self._free("s", length))
 
     def _free(self, name: AxisName, size: int) -> AxisName:
-        taken, found, i = set(self.sizes), name, 0
-        while found in taken:
+        found, i = name, 0
+        while found in self.sizes:
             found, i = f"{name}{i}", i + 1
         self.sizes[found] = size
         return found
@@ -128,21 +164,14 @@ class _Maker:
     def _gated(self, stage: Stage) -> bool:
         """Whether a gate of the stage differs along an axis that something sums over."""
         mixing = set(self.sizes) - self.program.parallel_axes()
-        axes = self._axes()
         for j, update in zip(stage.carries, stage.updates, strict=True):
             names = self.program.carries[j].next_axes
             for term in update.terms:
                 source = self.recurrence.nodes[term.source]
                 in_place = isinstance(source, Input) and source.axes == names
-                if in_place and any(axes[f] & mixing & set(names) for f in term.factors):
+                if in_place and any(self.axes[f] & mixing & set(names) for f in term.factors):
                     return True
         return False
-
-    def _axes(self) -> Sequence[frozenset[AxisName]]:
-        found: list[frozenset[AxisName]] = []
-        for node in self.recurrence.nodes:
-            found.append(node_axes(node, found))
-        return found
 
 
 __all__ = ["BLOCK", "Chunk", "States", "Unchunkable", "chunk"]

@@ -51,7 +51,7 @@ class ChunkedLowRank:
         parts = [self._initial(moved), *(self._written(moved, w) for w in self.writes)]
         return self.build.rename(self.sums.add(parts), back)
 
-    def final(self) -> Ref:
+    def final(self, carry: int) -> Ref:
         """The state after the chunk."""
         kept = [d for d in (self.decay.whole(), self.state) if d is not None]
         ends = [d for d in (self.decay.end(),) if d is not None]

@@ -48,8 +48,28 @@ class Positions:
         return {self.row: self.col}
 
 
+def last(build: Builder, value: Ref, axis: AxisName, size: int) -> Ref:
+    """``value`` at the last position of an axis of ``size``."""
+    final = build.call("eq", build.add(Position(axis)), build.const(size - 1))
+    return build.contract(build.call("where", final, value, build.const(0.0)), axis)
+
+
+def running(
+    build: Builder,
+    gate: Ref,
+    axis: AxisName,
+    size: int,
+    reverse: bool = False,
+    semiring: str = "sum-product",
+) -> Ref:
+    """Products of all gates so far, in the order of the positions or in reverse."""
+    first = build.call("eq", build.add(Position(axis)), build.const(size - 1 if reverse else 0))
+    begin = build.call("where", first, gate, build.const(0.0))
+    return build.add(Scan(axis, gate, begin, reverse, semiring=semiring))
+
+
 class Decay:
-    """``last`` is the number of positions in a block, minus one; the gate is over the rows."""
+    """The decays of one gate, given over the rows or over none of them."""
 
     def __init__(
         self, build: Builder, gate: Ref | None, at: Positions, sizes: Mapping[AxisName, int]
@@ -107,16 +127,11 @@ class Decay:
         return self._last(self._running(self.gate, self.at.row), self.at.row)
 
     def _last(self, value: Ref, axis: AxisName) -> Ref:
-        b = self.build
-        final = b.call("eq", b.add(Position(axis)), b.const(self.sizes[axis] - 1))
-        return b.contract(b.call("where", final, value, b.const(0.0)), axis)
+        return last(self.build, value, axis, self.sizes[axis])
 
     def _running(self, gate: Ref, axis: AxisName, inclusive: bool = True, reverse: bool = False) -> Ref:
-        """Products of all gates so far, in the order of the positions or in reverse."""
-        b = self.build
-        first = b.call("eq", b.add(Position(axis)), b.const(self.sizes[axis] - 1 if reverse else 0))
-        found = b.add(Scan(axis, gate, b.call("where", first, gate, b.const(0.0)), reverse))
-        return found if inclusive else b.add(Shift(found, axis, -1 if reverse else 1, 1.0))
+        found = running(self.build, gate, axis, self.sizes[axis], reverse)
+        return found if inclusive else self.build.add(Shift(found, axis, -1 if reverse else 1, 1.0))
 
     def _segments(self, gate: Ref | None, row: AxisName, col: AxisName, inclusive: bool) -> Ref:
         """Products of the gates after ``col`` up to ``row``; exclusive: up to the one before it."""
@@ -130,4 +145,4 @@ class Decay:
         return found if inclusive else b.add(Shift(found, row, 1))
 
 
-__all__ = ["Decay", "Positions"]
+__all__ = ["Decay", "Positions", "last", "running"]

@@ -23,6 +23,7 @@ from tenfuse.step.program import (
     Node,
     Pointwise,
     Ref,
+    node_axes,
 )
 
 
@@ -68,6 +69,9 @@ class Lift:
     ) -> None:
         self.nodes, self.sums, self.build, self.rows, self.read = nodes, sums, sums.build, rows, read
         self.sizes = sizes
+        self.axes: list[frozenset[AxisName]] = []
+        for node in nodes:
+            self.axes.append(node_axes(node, self.axes))
         self._forms: dict[Ref, Form] = {}
         self._values: dict[Ref, Ref] = {}
         self._fresh = 0

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from tenfuse.algebra.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.recurrence import Stage
-from tenfuse.step.program import AxisName, CarrySpec, Const, Contract, Pointwise, Ref
+from tenfuse.step.program import AxisName, CarrySpec, Const, Contract, Node, Pointwise, Ref
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,40 +118,56 @@ def _together(erases: Sequence[Erase], lift: Lift) -> list[Erase]:
     return [Erase(lift.sums.add(u), w, contracted, rank) for (w, rank), u in found.items()]
 
 
-def _writes(offset: Ref, lift: Lift) -> list[Write]:
-    """The offset's summands, each as factors where that separates its axes."""
-    found = [_factored(ref, sign, lift) for ref, sign in _summands(offset, 1.0, lift)]
-    whole = lift.build.axes[lift.value(offset)]
-    if all(any(lift.build.axes[f] == whole for f in w.factors) for w in found):
-        return [Write((lift.value(offset),))]
-    return found
+@dataclasses.dataclass(frozen=True)
+class Summand:
+    """``sign * sum over bound of the product of factors``, nodes of the step."""
+
+    sign: float
+    factors: tuple[Ref, ...]
+    bound: frozenset[AxisName] = frozenset()
 
 
-def _summands(ref: Ref, sign: float, lift: Lift) -> list[tuple[Ref, float]]:
-    node = lift.nodes[ref]
+def separated(nodes: Sequence[Node], axes: Sequence[frozenset[AxisName]], offset: Ref) -> list[Summand]:
+    """The offset's summands, each a product of factors with fewer axes; one where none is."""
+    found = [_factored(nodes, axes, ref, sign) for ref, sign in _summands(nodes, offset, 1.0)]
+    return found if any(len(s.factors) > 1 for s in found) else [Summand(1.0, (offset,))]
+
+
+def _summands(nodes: Sequence[Node], ref: Ref, sign: float) -> list[tuple[Ref, float]]:
+    node = nodes[ref]
     if isinstance(node, Pointwise) and node.fn in ("add", "sub"):
         left, right = node.args
-        return [
-            *_summands(left, sign, lift),
-            *_summands(right, sign if node.fn == "add" else -sign, lift),
-        ]
+        other = sign if node.fn == "add" else -sign
+        return [*_summands(nodes, left, sign), *_summands(nodes, right, other)]
     if isinstance(node, Pointwise) and node.fn == "neg":
-        return _summands(node.args[0], -sign, lift)
+        return _summands(nodes, node.args[0], -sign)
     return [(ref, sign)]
 
 
-def _factored(ref: Ref, sign: float, lift: Lift) -> Write:
-    node, bound = lift.nodes[ref], frozenset[AxisName]()
-    inner = ref
+def _factored(nodes: Sequence[Node], axes: Sequence[frozenset[AxisName]], ref: Ref, sign: float) -> Summand:
+    node, inner, bound = nodes[ref], ref, frozenset[AxisName]()
     if isinstance(node, Contract) and node.op == "sum":
         inner, bound = node.arg, node.axes
-    whole = lift.build.axes[lift.value(ref)]
-    factors = _split([lift.value(inner)], lift)
-    if any(lift.build.axes[f] - bound >= whole for f in factors):
-        factors, bound = [lift.value(ref)], frozenset()
-    names: Mapping[AxisName, AxisName] = {a: lift.fresh(a) for a in sorted(bound)}
-    factors = [lift.build.rename(f, names) for f in factors]
-    return Write((lift.build.const(sign), *factors), frozenset(names.values()))
+    factors = _multiplied(nodes, inner)
+    if any(axes[f] - bound >= axes[ref] for f in factors):
+        return Summand(sign, (ref,))
+    return Summand(sign, tuple(factors), bound)
 
 
-__all__ = ["Erase", "LowRank", "Write", "lowrank"]
+def _multiplied(nodes: Sequence[Node], ref: Ref) -> list[Ref]:
+    node = nodes[ref]
+    if isinstance(node, Pointwise) and node.fn == "mul":
+        return [f for a in node.args for f in _multiplied(nodes, a)]
+    return [ref]
+
+
+def _writes(offset: Ref, lift: Lift) -> list[Write]:
+    found = []
+    for summand in separated(lift.nodes, lift.axes, offset):
+        names: Mapping[AxisName, AxisName] = {a: lift.fresh(a) for a in sorted(summand.bound)}
+        factors = [lift.build.rename(lift.value(f), names) for f in summand.factors]
+        found.append(Write((lift.build.const(summand.sign), *factors), frozenset(names.values())))
+    return found
+
+
+__all__ = ["Erase", "LowRank", "Write", "lowrank", "separated"]

@@ -22,6 +22,7 @@ from tenfuse.step.program import (
     validate,
     with_arguments,
 )
+from tenfuse.step.tensors import rename
 
 GATES = {
     "ordinary": lambda g: torch.rand_like(g) * 0.5 + 0.5,
@@ -61,7 +62,7 @@ class Draft:
             if i not in done:
                 if isinstance(node, Input) and node.kind == "next":
                     names = dict(zip(self.carries[node.index][1], node.axes, strict=True))
-                    done[i] = b.rename(affine(updates[node.index][1]), names)
+                    done[i] = rename(b, affine(updates[node.index][1]), names)
                 else:
                     done[i] = b.add(with_arguments(node, [ref(a) for a in arguments(node)]))
             return done[i]
@@ -80,7 +81,8 @@ class Draft:
             CarrySpec(axes, affine(updates[j][1]), nexts) for j, (axes, nexts) in enumerate(self.carries)
         )
         outs = tuple(OutSpec(affine(a), axes) for a, axes in self.outs)
-        program = prune(StepProgram(tuple(b.nodes), self.sizes, carries, outs))
+        sizes = self.sizes | {a: self.sizes[a.rstrip("'")] for axes in b.axes for a in axes}
+        program = prune(StepProgram(tuple(b.nodes), sizes, carries, outs))
         validate(program)
         return program
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from tenfuse.algebra.analyse import analyse
 from tenfuse.step import interpret
 from tests.algebra.chunks import GATES, Errors, draw, gradients, grown
-from tests.algebra.drafts import DRAFTS
+from tests.algebra.loops import LOOPS, program_of
 
 
 def wanted(program, inputs, steps, seeds, dtype):
@@ -17,23 +18,32 @@ def wanted(program, inputs, steps, seeds, dtype):
     return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
 
-@pytest.mark.parametrize("gates", GATES)
-@pytest.mark.parametrize("name", DRAFTS)
-def test_is_the_gradient_of_the_loop(name, gates):
-    draft = DRAFTS[name]()
-    program, recurrence = draft.program(), draft.recurrence()
+def agrees(program, recurrence, gates, kind, lengths):
     errors = Errors()
-    for C, T in ((4, 1), (4, 11), (16, 16), (16, 35), (16, 15)):
-        inputs = draw(program, T, draft.gates, gates)
+    for C, T in lengths:
+        inputs = draw(program, T, gates, kind)
         finals, ys = interpret.scan(program, *inputs, T)
         seeds = [torch.randn_like(v) for v in finals], [torch.randn_like(v) for v in ys]
         want = wanted(program, inputs, T, seeds, torch.float64)
         plain = wanted(program, inputs, T, seeds, torch.float32)
         with torch.no_grad():
-            for dtype in (torch.float32, torch.float64):
-                got = gradients(program, recurrence, C, inputs, T, seeds, dtype, block=4)
-                if dtype == torch.float64:
-                    torch.testing.assert_close(list(got), list(want), atol=1e-11, rtol=1e-9)
-                else:
-                    errors.add(got, want, plain)
+            got = gradients(program, recurrence, C, inputs, T, seeds, torch.float64, block=C // 2)
+            torch.testing.assert_close(list(got), list(want), atol=1e-11, rtol=1e-9)
+            got = gradients(program, recurrence, C, inputs, T, seeds, torch.float32, block=C // 2)
+            errors.add(got, want, plain)
     errors.check()
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_is_the_gradient_of_the_loop(name):
+    program, gates = program_of(name)
+    agrees(program, analyse(program), gates, "zero", ((4, 3), (4, 11)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("name", LOOPS)
+def test_whatever_the_gates_and_the_chunk(name, kind):
+    program, gates = program_of(name)
+    if kind == "ordinary" or gates:
+        agrees(program, analyse(program), gates, kind, ((4, 1), (4, 11), (16, 15), (16, 35)))

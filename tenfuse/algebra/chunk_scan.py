@@ -1,0 +1,243 @@
+"""Elementwise, block and dense recurrences over a whole chunk: a scan from zero, then the start.
+
+Takes a stage whose updates are ``h_t = A_t h_{t-1} + b_t``, A a gate, a small matrix over
+the stage's carries, or a matrix over axes of the carry; leaves every later read of the
+states and the states after the chunk:
+
+    l_t = A_t l_{t-1} + b_t from l_0 = b_0        P_t = A_t A_{t-1} ... A_1
+    h_t = l_t + P_t h_0
+
+Only the last line reads the state.  Where A is the same at every step, P is the same for
+all chunks.  Other semirings have their own sum and product in place of + and x, and
+carries one by one only.
+Sources: Blelloch 1990, "Prefix sums and their applications"; Martin and Cundy 2018,
+"Parallelizing linear recurrent neural nets over sequence length".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from tenfuse.algebra.decay import last, running
+from tenfuse.algebra.lift import Form, Lift, Read, Unchunkable, aligned_to
+from tenfuse.algebra.recurrence import Stage
+from tenfuse.step.program import (
+    AxisName,
+    CarrySpec,
+    Position,
+    Ref,
+    Scan,
+    Shift,
+)
+
+_RINGS = {
+    "sum-product": ("add", "mul"),
+    "max-plus": ("maximum", "add"),
+    "min-plus": ("minimum", "add"),
+    "log-plus": ("logaddexp", "add"),
+    "or-and": ("logical_or", "logical_and"),
+}
+
+
+class ChunkedScan:
+    """The states of a stage's carries, over the names ``axes`` of the first one's update.
+
+    ``row`` is the chunk's only axis of positions.
+    """
+
+    def __init__(self, stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> None:
+        self.stage, self.lift, self.build, self.sums = stage, lift, lift.build, lift.sums
+        (self.row,) = lift.rows
+        self.specs = [carries[j] for j in stage.carries]
+        self.axes = self.specs[0].next_axes
+        self.plus, self.times = _RINGS[stage.semiring]
+        self.member: AxisName = ""
+        self._fit()
+        forms = [self._form(i) for i in range(len(self.specs))]
+        self.mixed = self._mixed(forms)
+        if self.mixed and stage.semiring != "sum-product":
+            raise Unchunkable("a matrix in another semiring than sum and product")
+        several = len(self.specs) > 1
+        self.member = lift.fresh("member", len(self.specs)) if several else ""
+        lead = (self.member,) if several else ()
+        self.rows = (*lead, *self.mixed)
+        self.cols = tuple(lift.fresh(a) for a in self.rows)
+        self.starts = tuple(lift.fresh(a) for a in self.rows)
+        self._build(forms)
+
+    # -- what is read of the states ---------------------------------------------------
+
+    def read(self, read: Read) -> Ref:
+        i = self.stage.carries.index(read.carry)
+        moved, back = aligned_to(self.build, read, self.axes, self.lift.fresh)
+        value = self._state(i) if read.after else self._before(i)
+        return self.build.rename(self.sums.product([*moved.factors, value], moved.bound), back)
+
+    def final(self, carry: int) -> Ref:
+        i = self.stage.carries.index(carry)
+        names = dict(zip(self.axes, self.specs[i].next_axes, strict=True))
+        ends = [last(self.build, ref, self.row, self._length()) for ref in (self.local, self.power)]
+        return self.build.rename(self._joined(i, *ends), names)
+
+    def _state(self, i: int) -> Ref:
+        return self._joined(i, self.local, self.power)
+
+    def _before(self, i: int) -> Ref:
+        first = self.build.call("eq", self.build.add(Position(self.row)), self.build.const(0.0))
+        start = self.build.input("carry", self.stage.carries[i], self.axes)
+        return self.build.call("where", first, start, self.build.add(Shift(self._state(i), self.row, 1)))
+
+    def _joined(self, i: int, local: Ref, power: Ref) -> Ref:
+        """``l + P h_0`` of carry ``i``."""
+        started = self._started(i, power)
+        if started is None:
+            return self._member(local, self.member, i)
+        return self.build.call(self.plus, self._member(local, self.member, i), started)
+
+    def _started(self, i: int, power: Ref) -> Ref | None:
+        """``P h_0``: what is left of the carries' values before the chunk."""
+        names = dict(zip(self.rows, self.starts, strict=True))
+        if not self.rows:
+            return self.build.call(
+                self.times, power, self.build.input("carry", self.stage.carries[i], self.axes)
+            )
+        power = self._member(power, self.member, i)
+        parts = []
+        for k, j in enumerate(self.stage.carries):
+            start = self.build.input("carry", j, tuple(names.get(a, a) for a in self.axes))
+            mine = self._member(power, names.get(self.member, ""), k)
+            parts.append(self.sums.product([mine, start], [names[a] for a in self.mixed]))
+        return self.sums.add(parts)
+
+    def _member(self, ref: Ref, axis: AxisName, i: int) -> Ref:
+        """The entry ``i`` along the axis of the stage's carries."""
+        if not axis:
+            return ref
+        here = self.build.call("eq", self.build.add(Position(axis)), self.build.const(i))
+        return self.build.contract(self.build.call("where", here, ref, self.build.const(0.0)), axis)
+
+    def _length(self) -> int:
+        return self.lift.sizes[self.row]
+
+    # -- building -----------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        sizes = self.lift.sizes
+        for spec in self.specs:
+            if [sizes[a] for a in spec.next_axes] != [sizes[a] for a in self.axes]:
+                raise Unchunkable("coupled carries have different axes")
+
+    def _form(self, i: int) -> Form:
+        """The update of carry ``i`` over the common names."""
+        own = self.specs[i].next_axes
+        names = dict(zip(own, self.axes, strict=True))
+        form = self._affine(i)
+        reads = []
+        for read in form.reads:
+            if read.carry not in self.stage.carries or read.after:
+                raise Unchunkable("the update reads another carry")
+            for name, mine in zip(read.names, own, strict=True):
+                if name != mine and name not in read.bound:
+                    raise Unchunkable("the update permutes dimensions of its carry")
+            reads.append(
+                dataclasses.replace(
+                    read,
+                    names=tuple(a if a in read.bound else names[a] for a in read.names),
+                    factors=tuple(self.build.rename(f, names) for f in read.factors),
+                )
+            )
+        offset = None if form.offset is None else self.build.rename(form.offset, names)
+        return Form(tuple(reads), offset)
+
+    def _affine(self, i: int) -> Form:
+        update = self.stage.updates[i]
+        form = self.lift.affine(dataclasses.replace(update, offset=None))
+        if form.offset is not None:
+            raise Unchunkable("the update reads a nonlinear function of the state")
+        return Form(form.reads, None if update.offset is None else self.lift.value(update.offset))
+
+    def _mixed(self, forms: Sequence[Form]) -> tuple[AxisName, ...]:
+        """The axes of the carry that some term sums over."""
+        found = {
+            own
+            for form in forms
+            for read in form.reads
+            for own, name in zip(self.axes, read.names, strict=True)
+            if name in read.bound
+        }
+        return tuple(a for a in self.axes if a in found)
+
+    def _build(self, forms: Sequence[Form]) -> None:
+        b = self.build
+        if not self.rows:
+            self._build_gate(forms[0])
+            return
+        matrix = self._matrix(forms)
+        offsets = [b.const(0.0) if f.offset is None else f.offset for f in forms]
+        self.local = b.add(
+            Scan(self.row, matrix, self._stacked(offsets, self.member), False, self.rows, self.cols)
+        )
+        first = b.call("eq", b.add(Position(self.row)), b.const(0.0))
+        moved = b.rename(matrix, dict(zip(self.cols, self.starts, strict=True)))
+        begin = b.call("where", first, moved, b.const(0.0))
+        self.power = b.add(Scan(self.row, matrix, begin, False, self.rows, self.cols))
+
+    def _build_gate(self, form: Form) -> None:
+        b, ring = self.build, self.stage.semiring
+        if form.offset is None:
+            raise Unchunkable("the update adds nothing")
+        gates = [self._chained(self.times, r.factors) for r in form.reads]
+        if ring == "sum-product":
+            gate = self.sums.add(self.sums.product(r.factors, r.bound) for r in form.reads)
+        elif not gates or any(r.bound for r in form.reads):
+            raise Unchunkable("a stage in another semiring that is not elementwise")
+        else:
+            gate = self._chained(self.plus, gates)
+        self.local = b.add(Scan(self.row, gate, form.offset, semiring=ring))
+        if ring in ("sum-product", "or-and"):
+            self.power = running(b, gate, self.row, self._length(), semiring=ring)
+        else:
+            self.power = b.add(Scan(self.row, b.const(1.0), gate))
+
+    def _chained(self, fn: str, refs: Sequence[Ref]) -> Ref:
+        """``fn`` of all of them; of none, what changes nothing as a factor."""
+        if not refs:
+            return self.build.const(1.0 if self.times in ("mul", "logical_and") else 0.0)
+        total = refs[0]
+        for ref in refs[1:]:
+            total = self.build.call(fn, total, ref)
+        return total
+
+    def _matrix(self, forms: Sequence[Form]) -> Ref:
+        """``A`` over ``rows`` and ``cols``."""
+        cols = dict(zip(self.rows, self.cols, strict=True))
+        lines = []
+        for form in forms:
+            entries = [
+                self.sums.add(self._coefficient(r, cols) for r in form.reads if r.carry == j)
+                for j in self.stage.carries
+            ]
+            lines.append(self._stacked(entries, cols.get(self.member, "")))
+        return self._stacked(lines, self.member)
+
+    def _coefficient(self, read: Read, cols: dict[AxisName, AxisName]) -> Ref:
+        """One term's entries: where it does not sum over a mixed axis, on the diagonal."""
+        b = self.build
+        names, factors = {}, []
+        for own, name in zip(self.axes, read.names, strict=True):
+            if own in self.mixed and name in read.bound:
+                names[name] = cols[own]
+            elif own in self.mixed:
+                factors.append(b.call("eq", b.add(Position(own)), b.add(Position(cols[own]))))
+        factors += [b.rename(f, names) for f in read.factors]
+        return self.sums.product(factors, read.bound - set(names))
+
+    def _stacked(self, refs: Sequence[Ref], axis: AxisName) -> Ref:
+        b, found = self.build, refs[-1]
+        for i, ref in reversed(list(enumerate(refs[:-1]))):
+            found = b.call("where", b.call("le", b.add(Position(axis)), b.const(i)), ref, found)
+        return found
+
+
+__all__ = ["ChunkedScan"]
