@@ -153,11 +153,25 @@ class Lift:
     def _contract(self, node: Contract) -> Form:
         form = self.form(node.arg)
         if node.op != "sum" or not form.reads:
-            value = self.value(node.arg)
-            return Form((), self.build.contract(value, *node.axes, op=node.op))
+            if node.op != "sum":
+                return Form((), self.build.contract(self.value(node.arg), *node.axes, op=node.op))
+            return Form((), self.sums.product(self._outer(node.arg), node.axes))
         reads = tuple(self._bound(r, node.axes) for r in form.reads)
         offset = None if form.offset is None else self.sums.product([form.offset], node.axes)
         return Form(reads, offset)
+
+    def _outer(self, ref: Ref) -> list[Ref]:
+        """The factors of a product that has more axes than each of them."""
+        leaves = self._leaves(ref)
+        if all(self.axes[f] < self.axes[ref] for f in leaves):
+            return [self.value(f) for f in leaves]
+        return [self.value(ref)]
+
+    def _leaves(self, ref: Ref) -> list[Ref]:
+        node = self.nodes[ref]
+        if isinstance(node, Pointwise) and node.fn == "mul":
+            return [f for a in node.args for f in self._leaves(a)]
+        return [ref]
 
     def _bound(self, read: Read, axes: Iterable[AxisName]) -> Read:
         """The read summed over ``axes``, under names that nothing outside the sum can mean."""

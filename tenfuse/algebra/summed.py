@@ -37,10 +37,9 @@ class Sums:
         absent = sorted(a for a in axes if not any(a in self.build.axes[f] for f in left))
         axes -= set(absent)
         while axes:
-            groups = {a: [f for f in left if a in self.build.axes[f]] for a in sorted(axes)}
-            best = min(groups, key=lambda a: self._volume(groups[a]))
-            group = groups[best]
-            done = [a for a in axes if all(f in group for f in groups[a])]
+            group, done = min(
+                (self._group(left, axes, a) for a in sorted(axes)), key=lambda pair: self._cost(*pair)
+            )
             left = [f for f in left if f not in group]
             left.append(self.build.contract(self._times(group), *done))
             axes -= set(done)
@@ -55,6 +54,19 @@ class Sums:
         for part in ordered[1:]:
             total = self.build.call("add", total, part)
         return total
+
+    def _group(
+        self, factors: Sequence[Ref], bound: set[AxisName], axis: AxisName
+    ) -> tuple[list[Ref], list[AxisName]]:
+        """The factors that have ``axis``, and the axes that can be summed once they are multiplied."""
+        group = [f for f in factors if axis in self.build.axes[f]]
+        rest = frozenset[AxisName]().union(*(self.build.axes[f] for f in factors if f not in group))
+        here = frozenset[AxisName]().union(*(self.build.axes[f] for f in group))
+        return group, sorted((bound & here) - rest)
+
+    def _cost(self, group: Sequence[Ref], done: Sequence[AxisName]) -> tuple[int, int]:
+        volume = self._volume(group)
+        return volume, volume // max(1, math.prod(self.sizes[a] for a in done))
 
     def _volume(self, refs: Sequence[Ref]) -> int:
         axes = frozenset[AxisName]().union(*(self.build.axes[r] for r in refs))

@@ -33,8 +33,9 @@ def vjp(b: Builder, node: Node, args: Sequence[Ref], value: Ref, g: Ref) -> tupl
     if isinstance(node, Solve):
         back = b.add(dataclasses.replace(node, lower=args[0], arg=g, transpose=not node.transpose))
         left, right = (value, back) if node.transpose else (back, value)
-        outer = b.call("mul", left, b.rename(right, dict(zip(node.rows, node.cols, strict=True))))
-        return b.call("neg", outer), back
+        right = b.rename(right, dict(zip(node.rows, node.cols, strict=True)))
+        # The sign goes to a factor, so that the product stays one of a matrix product.
+        return b.call("mul", b.call("neg", left), right), back
     assert isinstance(node, Scan)
     return (
         _scan(b, node, args, value, g) if node.semiring == "sum-product" else _other(b, node, args, value, g)

@@ -52,11 +52,11 @@ def rwkv(s, r, k, v, a, b, gw):
     return (s,), ((s @ r[..., None])[..., 0],)
 
 
-def product(s, q, k, v, b, l, w, c, g):
+def product(s, q, k, v, b, p, w, c, g):
     """Two delta writes per step, each up to a reflection."""
     s = g[..., None, None] * s
     s = s + (b[..., None] * k)[..., None] * (v - torch.einsum("bhkv,bhk->bhv", s, k))[..., None, :]
-    s = s + (c[..., None] * l)[..., None] * (w - torch.einsum("bhkv,bhk->bhv", s, l))[..., None, :]
+    s = s + (c[..., None] * p)[..., None] * (w - torch.einsum("bhkv,bhk->bhv", s, p))[..., None, :]
     return (s,), (torch.einsum("bhk,bhkv->bhv", q, s),)
 
 
@@ -166,6 +166,7 @@ def soft(m, x, g):
     return (m,), (m,)
 
 
+_C = torch.complex64
 _S, _K, _V, _H = (2, 2, 3, 4), (2, 2, 3), (2, 2, 4), (2, 2)
 LOOPS = {
     "retnet": (retnet, sizes(_S), sizes(_K, _K, _V, (2,)), []),
@@ -177,7 +178,8 @@ LOOPS = {
     "rwkv": (rwkv, sizes((2, 2, 4, 3)), sizes(_K, _K, _V, _K, _K, _K), []),
     "product": (product, sizes(_S), sizes(_K, _K, _V, _H, _K, _V, _H, _H), []),
     "several": (
-        several, sizes((2, 2, 6, 4)), sizes(*[(2, 2, n, m) for n, m in ((5, 6), (6, 2), (6, 2), (6, 3), (4, 3))], _H), [],
+        several, sizes((2, 2, 6, 4)),
+        sizes(*[(2, 2, n, m) for n, m in ((5, 6), (6, 2), (6, 2), (6, 3), (4, 3))], _H), [],
     ),
     "grouped": (grouped, sizes((2, 4, 3, 4)), sizes(_K, _K, (2, 4, 4), (2, 4)), []),
     "spelled": (spelled, sizes(_S), sizes(_K, _K, _V, _H), []),
@@ -185,7 +187,7 @@ LOOPS = {
     "ema": (ema, sizes((2, 5)), sizes((2, 5), (2, 5)), []),
     "mamba": (mamba, sizes((2, 5, 3)), sizes((2, 5), (2, 3), (2, 3), (2, 5, 3)), []),
     "rotation": (rotation, sizes((2, 5), (2, 5)), sizes((2, 5)), sizes((5,), (5,))),
-    "complex": (complex_pair, sizes((2, 5), dtype=torch.complex64), sizes((2, 5), (2, 5), dtype=torch.complex64), []),
+    "complex": (complex_pair, sizes((2, 5), dtype=_C), sizes((2, 5), (2, 5), dtype=_C), []),
     "biquad": (biquad, sizes((2, 5), (2, 5)), sizes((2, 5), (5,), (5,)), []),
     "slow-fast": (slow_fast, sizes(_S, _S), sizes(_K, _K, _V, _H, _H), []),
     "titans": (titans, sizes(_S, _S), sizes(_K, _K, _V, _H, _H), []),
