@@ -15,6 +15,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from tenfuse.step.program import AxisName, Builder, Const, Input, Ref, arguments
 
 
+_STORED = 8
+"""What storing an entry of an intermediate result costs, in multiplications."""
+_DEEP = 5
+"""Axes to sum over up to which every order is tried."""
+
+
+def _merged(
+    sets: Sequence[frozenset[AxisName]], bound: frozenset[AxisName], axis: AxisName
+) -> tuple[set[frozenset[AxisName]], frozenset[AxisName], tuple[frozenset[AxisName], ...]]:
+    """The factors' axes that have ``axis``, what can be summed once they are multiplied, the rest."""
+    rest = tuple(s for s in sets if axis not in s)
+    chosen = {s for s in sets if axis in s}
+    here = frozenset[AxisName]().union(*chosen)
+    return chosen, (bound & here) - frozenset[AxisName]().union(*rest), rest
+
+
 class Sums:
     """``sizes`` may still grow while programs are built."""
 
@@ -37,9 +53,7 @@ class Sums:
         absent = sorted(a for a in axes if not any(a in self.build.axes[f] for f in left))
         axes -= set(absent)
         while axes:
-            group, done = min(
-                (self._group(left, axes, a) for a in sorted(axes)), key=lambda pair: self._cost(*pair)
-            )
+            group, done = self._next(left, frozenset(axes))
             left = [f for f in left if f not in group]
             left.append(self.build.contract(self._times(group), *done))
             axes -= set(done)
@@ -55,22 +69,33 @@ class Sums:
             total = self.build.call("add", total, part)
         return total
 
-    def _group(
-        self, factors: Sequence[Ref], bound: set[AxisName], axis: AxisName
-    ) -> tuple[list[Ref], list[AxisName]]:
-        """The factors that have ``axis``, and the axes that can be summed once they are multiplied."""
-        group = [f for f in factors if axis in self.build.axes[f]]
-        rest = frozenset[AxisName]().union(*(self.build.axes[f] for f in factors if f not in group))
-        here = frozenset[AxisName]().union(*(self.build.axes[f] for f in group))
-        return group, sorted((bound & here) - rest)
+    def _next(self, factors: Sequence[Ref], bound: frozenset[AxisName]) -> tuple[list[Ref], list[AxisName]]:
+        """The factors to multiply first, and the axes to sum that product over."""
+        sets = tuple(self.build.axes[f] for f in factors)
+        look = _DEEP if len(bound) <= _DEEP else 1
+        _, axis = self._best(sets, bound, look)
+        chosen, done, _ = _merged(sets, bound, axis)
+        return [f for f, own in zip(factors, sets, strict=True) if own in chosen], sorted(done)
 
-    def _cost(self, group: Sequence[Ref], done: Sequence[AxisName]) -> tuple[int, int]:
-        volume = self._volume(group)
-        return volume, volume // max(1, math.prod(self.sizes[a] for a in done))
+    def _best(
+        self, sets: tuple[frozenset[AxisName], ...], bound: frozenset[AxisName], look: int
+    ) -> tuple[int, AxisName]:
+        """The least work to sum over ``bound`` (its first ``look`` axes), and the first axis."""
+        found = []
+        for axis in sorted(bound):
+            chosen, done, rest = _merged(sets, bound, axis)
+            whole = frozenset[AxisName]().union(*chosen)
+            work = self._size(whole) + _STORED * self._size(whole - done)
+            if look > 1 and bound - done:
+                work += self._best((*rest, whole - done), bound - done, look - 1)[0]
+            found.append((work, axis))
+        return min(found)
+
+    def _size(self, axes: frozenset[AxisName]) -> int:
+        return math.prod(self.sizes[a] for a in axes)
 
     def _volume(self, refs: Sequence[Ref]) -> int:
-        axes = frozenset[AxisName]().union(*(self.build.axes[r] for r in refs))
-        return math.prod(self.sizes[a] for a in axes)
+        return self._size(frozenset[AxisName]().union(*(self.build.axes[r] for r in refs)))
 
     def _times(self, factors: Sequence[Ref]) -> Ref:
         """Smaller factors into larger ones that have their axes; then the cheapest pairs."""
