@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tenfuse.step.program import AxisName, Builder, Const, Input, Ref, arguments
 
-
 _STORED = 8
 """What storing an entry of an intermediate result costs, in multiplications."""
 _DEEP = 5

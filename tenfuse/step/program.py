@@ -282,18 +282,7 @@ def validate(program: StepProgram) -> None:
     for i, node in enumerate(program.nodes):
         if isinstance(node, Contract) and not node.axes <= axes[node.arg]:
             raise ValueError(f"node {i} contracts axes its argument does not have: {node}")
-        if isinstance(node, Rename) and len(axes[i]) != len(axes[node.arg]):
-            raise ValueError(f"node {i} gives two axes one name: {node}")
-        if isinstance(node, (Scan, Solve)) and [program.sizes[a] for a in node.rows] != [
-            program.sizes[a] for a in node.cols
-        ]:
-            raise ValueError(f"node {i} has a matrix that is not square: {node}")
-        if isinstance(node, (Scan, Solve)) and axes[node.arg] & set(node.cols):
-            raise ValueError(f"node {i} has columns in its vectors: {node}")
-        if isinstance(node, Scan) and (
-            node.semiring not in SEMIRINGS or (node.rows and node.semiring != SEMIRINGS[0])
-        ):
-            raise ValueError(f"node {i} scans in no known semiring: {node}")
+        _validate_ordered(program, axes, i, node)
         if not axes[i] <= set(program.sizes):
             raise ValueError(f"node {i} has an axis without a size: {sorted(axes[i] - set(program.sizes))}")
     for carry in program.carries:
@@ -306,6 +295,20 @@ def validate(program: StepProgram) -> None:
     for out in program.outs:
         if not axes[out.ref] <= set(out.axes) or len(set(out.axes)) != len(out.axes):
             raise ValueError(f"an output does not list its node's axes: {out}")
+
+
+def _validate_ordered(program: StepProgram, axes: Sequence[frozenset[AxisName]], i: Ref, node: Node) -> None:
+    if isinstance(node, Rename) and len(axes[i]) != len(axes[node.arg]):
+        raise ValueError(f"node {i} gives two axes one name: {node}")
+    if not isinstance(node, (Scan, Solve)):
+        return
+    if [program.sizes[a] for a in node.rows] != [program.sizes[a] for a in node.cols]:
+        raise ValueError(f"node {i} has a matrix that is not square: {node}")
+    if axes[node.arg] & set(node.cols):
+        raise ValueError(f"node {i} has columns in its vectors: {node}")
+    known = SEMIRINGS[:1] if node.rows else SEMIRINGS
+    if isinstance(node, Scan) and node.semiring not in known:
+        raise ValueError(f"node {i} scans in no known semiring: {node}")
 
 
 class Builder:
