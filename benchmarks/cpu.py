@@ -176,10 +176,10 @@ def lengths(rounds: int, longest: int) -> list[dict[str, Any]]:
             inputs = make(steps)
             ways = {"eager": loop, "tenfuse": compiled(loop)}
             forward = measure.warm({n: _without_grad(w, inputs) for n, w in ways.items()})
-            forward_seconds = measure.alternate(forward, rounds, 20.0)
+            forward_seconds = measure.alternate(forward, rounds, 10.0, least=1)
             leaves = measure.leaves_of(loop, inputs)
             both = measure.warm({n: _with_grad(w, inputs, leaves) for n, w in ways.items()})
-            both_seconds = measure.alternate(both, rounds, 20.0)
+            both_seconds = measure.alternate(both, rounds, 10.0, least=1)
             found.append({
                 "name": name, "steps": steps,
                 "forward": measure.ratio(forward_seconds, "eager", "tenfuse"),

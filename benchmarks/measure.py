@@ -7,6 +7,7 @@ slows down for a while slows all of them.  Errors are relative RMSE against floa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 import statistics
@@ -43,10 +44,12 @@ class Spread:
         return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
-def alternate(calls: Mapping[str, Call], rounds: int, budget: float = 60.0) -> dict[str, list[float]]:
+def alternate(
+    calls: Mapping[str, Call], rounds: int, budget: float = 60.0, least: int = 3
+) -> dict[str, list[float]]:
     """Seconds of each call in each round; every call once a round, the order turning.
 
-    Stops after ``rounds``, or earlier when ``budget`` seconds are spent.  The calls should
+    Stops after ``rounds``, or after ``least`` of them once ``budget`` seconds are spent.  The calls should
     have run once before: what the first call compiles is not for the table.
     """
     names = list(calls)
@@ -58,7 +61,7 @@ def alternate(calls: Mapping[str, Call], rounds: int, budget: float = 60.0) -> d
             before = time.perf_counter()
             calls[name]()
             seconds[name].append(time.perf_counter() - before)
-        if time.perf_counter() - start > (budget if turn >= 2 else 3 * budget):
+        if turn + 1 >= least and time.perf_counter() - start > budget:
             break
     return seconds
 
@@ -84,9 +87,15 @@ def leaves_of(model: Any, inputs: Sequence[Any]) -> list[torch.Tensor]:
 def gradients(model: Any, inputs: Sequence[Any], leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Outputs, then the gradients of a fixed weighted sum of them."""
     outs = [x for x in tree_leaves(model(*inputs)) if isinstance(x, torch.Tensor) and x.requires_grad]
-    weights = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in outs]
+    weights = [_weight(x.shape, x.dtype) for x in outs]
     grads = torch.autograd.grad(outs, leaves, weights, allow_unused=True, materialize_grads=True)
     return [*outs, *grads]
+
+
+@functools.lru_cache(maxsize=8)
+def _weight(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """The cotangent of an output: made once, so that making it is not measured."""
+    return torch.linspace(-1, 1, shape.numel(), dtype=dtype).view(shape)
 
 
 def in_double(model: Any, inputs: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], int]:
