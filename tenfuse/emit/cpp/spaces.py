@@ -388,8 +388,10 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
     tile = _tile_axis(kernel, par, frozenset(sizes) - par, lanes)
     tasks = math.prod(sizes[a] for a in par - {tile}) * (-(-sizes[tile] // (2 * lanes)) if tile else 1)
     state = width * _state_entries(kernel, par) * (min(sizes[tile], 2 * lanes) if tile else 1)
+    cut: frozenset[AxisName] = frozenset()
     if tasks < 8 or state > budget:
-        par |= divisible(kernel, par)
+        cut = divisible(kernel, par)
+        par |= cut
         tile = _tile_axis(kernel, par, frozenset(sizes) - par, lanes)
     mixing = frozenset(sizes) - par
     row, shared = _row_axis(kernel, par, tile, lanes)
@@ -419,6 +421,8 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
             beside = any(o.role == "out" and o.unit == a for o in kernel.operands)
             cap = 8 if shared or beside else 4
             limit = max(1, budget * 4 // max(per_entry * (found[tile].trips if tile in found else 1), 1))
+            if a in cut and kernel.recompute is None:  # Every task sums over this axis: as few as will do.
+                cap = limit
             cap = min(cap, limit) if a in dynamic else min(cap, limit, max(sizes[a], 1))
             found[a] = Axis("tile", f"n{i}", cap, i)
         else:
