@@ -33,6 +33,8 @@ class Access:
     panel: str = ""
     far: bool = False
     """Written once and not read here: large ones are written past the cache."""
+    later: str = ""
+    """Where not empty, the bytes from an entry to the one to ask for when it is read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +285,10 @@ class NestWriter:
             kind = ("M" if self._vector(axes) else "bool") if self._is_mask(ref) else self._type(axes)
             value = self._compute(ref, at)
         else:
-            kind, value = self._type(axes), self._load(self.read(ref), axes, at)
+            access = self.read(ref)
+            kind, value = self._type(axes), self._load(access, axes, at)
+            if access.later and kind == "V":
+                self.put(f"soon({self._address(access, at)[0]}, {access.later});")
         self.put(f"const {kind} {self._name(ref, at)} = {value};")
 
     def _type(self, axes: frozenset[AxisName]) -> str:

@@ -36,6 +36,8 @@ they would drive out what the loop reads, and every line would be read before it
 AHEAD = 2048
 """Vector operations between asking for a stream's entries and reading them: about the time
 that memory takes to answer."""
+FURTHEST = 16
+"""Steps that a stream is asked for ahead, at most."""
 LINE = 64
 
 
@@ -86,6 +88,7 @@ class KernelWriter:
         self.pointers: dict[tuple[int, tuple[AxisName, ...]], int] = {}
         self.packs: dict[tuple[int, tuple[AxisName, ...], AxisName | None, int], Array] = {}
         self.work = 0
+        self.leads = False
         self.shares = self._shares()
         self.shared_order: dict[int, tuple[int, ...]] = {}
 
@@ -290,7 +293,7 @@ class KernelWriter:
                 if node.kind == "invariant":
                     return self.constant(node.index, node.axes, nest)
                 if node.kind in ("stream", "ahead"):
-                    slice_ = self.outside("stream", node.index, node.axes)
+                    slice_ = self._streamed(node, x)
                     if node.kind == "ahead":
                         return dataclasses.replace(slice_, pointer=f"a{slice_.pointer[1:]}")
                     return slice_
@@ -317,6 +320,18 @@ class KernelWriter:
             lines += NestWriter(scheduler, nest, read, write, frozenset(adds)).text()
             self.work += self._volume(nest)
         return lines, inplace
+
+    def _streamed(self, node: Input, x: AxisName | None) -> Access:
+        """A stream; where a task reads a few rows of it, far apart in memory, each vector is
+        asked for some steps before it is read.  So are long runs of it when time is walked
+        back, which the hardware foresees less well."""
+        found = self.outside("stream", node.index, node.axes)
+        runs = self.spaces.row in node.axes or self.kernel.backward
+        settled = all(isinstance(self.spaces.axes[a].extent, int) for a in node.axes)
+        if not self.leads or not runs or settled or (x, "1") not in found.dims:
+            return found
+        place = self.operand("stream", node.index)
+        return dataclasses.replace(found, later=f"(int64_t)sizeof(*{found.pointer}) * lead * s{place}_0")
 
     def _volume(self, nest: Nest) -> int:
         total = 1
@@ -468,8 +483,8 @@ class KernelWriter:
         )
         return ["if (steps > 0) {", *self._time_pointers(lines, time), *lines, "}"]
 
-    def _soon(self, names: list[str], steps: int, work: int) -> list[str]:
-        """Lines that ask for the streams used in ``names``, ``steps`` later than ``t``.
+    def _soon(self, names: list[str], work: int) -> list[str]:
+        """Lines that ask for the streams used in ``names``, ``lead`` steps later than ``t``.
 
         A step's slice is short and its neighbours in memory belong to other steps or tasks,
         which the hardware does not see coming.  Nothing where the step does little work.
@@ -480,13 +495,19 @@ class KernelWriter:
             operand = self.kernel.operands[place]
             used = _uses(text, f"q{number}") or _uses(text, f"a{number}")
             if operand.role == "stream" and place not in asked and used:
-                start = f"(t + {steps}) * s{place}_0" if steps > 0 else f"(t - {-steps}) * s{place}_0"
+                start = f"(t + lead) * s{place}_0"
                 asked[place] = [
                     f"soon(p{number}, (int64_t)sizeof(*p{number}) * ({start}{offset}) + {byte});"
                     for offset, byte in self._cache_lines(operand, place, axes)
                 ]
         lines = [line for each in asked.values() for line in each]
-        return lines if 0 < 16 * len(lines) <= work else []
+        return ["if (lead) {", *lines, "}"] if 0 < 8 * len(lines) <= work else []
+
+    def _lead(self, step: list[str], steps: int, within: str) -> list[str]:
+        """The definition of ``lead`` if ``step`` uses it: 0 where there is no such step, for
+        asking for memory that is not there takes longer than waiting for memory."""
+        used = _uses("\n".join(step), "lead")
+        return [f"const int64_t lead = {within} ? {steps} : 0;"] if used else []
 
     def _cache_lines(self, operand: Operand, place: int, axes: tuple[AxisName, ...]) -> list[tuple[str, int]]:
         """The cache lines of one step's slice: offset in entries, and bytes beyond it; none if many."""
@@ -506,11 +527,16 @@ class KernelWriter:
     def _forward(self) -> list[str]:
         arrays, lines = self._carries()
         sums: dict[int, Array] = {}
-        before, step = self._program_step(arrays, None, sums)
-        lines += before
         backwards = self.kernel.reverse
-        distance = min(16, -(-AHEAD // max(self.work, 1)))
-        step = self._soon(step, -distance if backwards else distance, self.work) + step
+        self.leads = True
+        before, step = self._program_step(arrays, None, sums)
+        self.leads = False
+        lines += before
+        distance = min(FURTHEST, -(-AHEAD // max(self.work, 1)))
+        asking = self._soon(step, self.work)
+        distance = distance if asking else FURTHEST
+        step = asking + step
+        step = self._lead(step, -distance if backwards else distance, f"r + {distance} < steps") + step
         lines += self._start(arrays, "steps - 1" if backwards else "0")
         saves: list[str] = []
         if self.kernel.checkpoint:
@@ -563,7 +589,9 @@ class KernelWriter:
             assert isinstance(node, Input)
             return history[node.index].access(node.axes, f"h{node.index}")
 
+        self.leads = True
         before, step = self._program_step(arrays, state, sums)
+        self.leads = False
         lines += before
         work = self.work
         needed = any(isinstance(n, Input) and n.kind == "state" for n in self.kernel.program.nodes)
@@ -599,7 +627,8 @@ class KernelWriter:
             lines += self._time_pointers(again, time, self._later(reverse))
             lines += [*again, "}"]
         # While one chunk is walked back, the streams of the next one are asked for.
-        step = self._soon(step + again, chunk if reverse else -chunk, work) + step
+        step = self._soon(step + again, work) + step
+        step = self._lead(step, chunk if reverse else -chunk, "z > 0") + step
         lines += ["for (int64_t k = many - 1; k >= 0; k--) {", *(slots if needed else [])]
         time = "steps - 1 - first - k" if reverse else "first + k"
         lines += self._time_pointers(step, time, self._later(not reverse))
