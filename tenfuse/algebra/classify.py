@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from tenfuse.algebra.outer import leaves, varies
 from tenfuse.algebra.recurrence import BLOCK, FORMS
-from tenfuse.algebra.terms import Part, Sum
-from tenfuse.step.program import AxisName, Builder, CarrySpec, Input, Pointwise, Ref
+from tenfuse.algebra.terms import Part, Sum, carry_of
+from tenfuse.step.program import AxisName, Builder, CarrySpec, Input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +28,6 @@ class Evidence:
     specs: tuple[CarrySpec, ...]
     updates: tuple[Sum, ...]
     reads: tuple[Part, ...] = ()
-
-
-def carry_of(build: Builder, source: Ref) -> Input | None:
-    """The carry that a source is, looking through ``cut``; None for an atom."""
-    node = build.nodes[source]
-    if isinstance(node, Pointwise) and node.fn == "cut":
-        node = build.nodes[node.args[0]]
-    return node if isinstance(node, Input) else None
 
 
 def linear(build: Builder, updates: Sequence[Sum]) -> bool:

@@ -7,6 +7,8 @@ along K then lack V.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tenfuse.step.program import AxisName, Builder, Contract, Input, Pointwise, Ref, arguments
 
 _PRODUCTS = ("add", "sub", "mul", "neg", "div", "where", "cut")
@@ -46,3 +48,19 @@ def varies(build: Builder, ref: Ref, axes: frozenset[AxisName]) -> bool:
             return True
         pending += arguments(node)
     return False
+
+
+def separated(
+    factors: Sequence[frozenset[AxisName]], keys: frozenset[AxisName]
+) -> tuple[list[int], list[int], list[int]] | None:
+    """Factors of an outer product by their side: neither, K, V; None if it is not one.
+
+    ``keys`` are axes of which some are K's; V is what a factor has beyond those of K's.
+    """
+    k = [i for i, own in enumerate(factors) if own & keys]
+    if not k:
+        return None
+    taken = frozenset().union(*(factors[i] for i in k))
+    v = [i for i, own in enumerate(factors) if own - taken]
+    rest = [i for i in range(len(factors)) if i not in k and i not in v]
+    return (rest, k, v) if v else None

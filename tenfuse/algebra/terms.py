@@ -48,6 +48,14 @@ class Sum:
         return not self.parts
 
 
+def carry_of(build: Builder, source: Ref) -> Input | None:
+    """The carry that a source is, looking through ``cut``; None for an atom."""
+    node = build.nodes[source]
+    if isinstance(node, Pointwise) and node.fn == "cut":
+        node = build.nodes[node.args[0]]
+    return node if isinstance(node, Input) else None
+
+
 class Algebra:
     """Operations on ``Sum`` in one ring, over one builder."""
 
@@ -136,7 +144,7 @@ class Algebra:
         scale, factors = self.flat(factor)
         parts = tuple(
             dataclasses.replace(p, factors=tuple(sorted((*p.factors, *factors))), scale=p.scale * scale)
-            for p in value.parts
+            for p in (self.clear(p, self.build.axes[factor]) for p in value.parts)
         )
         offset = None if value.offset is None else self.build.call(self.ring.times, value.offset, factor)
         return Sum(parts, offset)
@@ -207,15 +215,29 @@ class Algebra:
         return (count, ()) if self.ring is SUM_PRODUCT else (1.0, (self.build.const(math.log(count)),))
 
     def _bound(self, part: Part, axes: frozenset[AxisName]) -> Part:
-        """``part`` summed over axes it has, which get fresh names."""
-        taken = set(self.names(part))
-        fresh: dict[AxisName, AxisName] = {}
-        for axis in sorted(axes):
-            fresh[axis] = self.fresh.unused(axis, taken)
-            taken.add(fresh[axis])
-        part = self.renamed(part, fresh)
-        part = dataclasses.replace(part, contracted=part.contracted | set(fresh.values()))
+        """``part`` summed over axes it has, which get fresh names.
+
+        A bare sum over an atom (a norm, a mean) keeps the atom's own names as long as
+        nothing else has them: under fresh ones the atom would be computed twice.
+        """
+        bare = carry_of(self.build, part.source) is None and not part.factors
+        names = {} if bare else self._new(part, axes)
+        part = self.renamed(part, names)
+        part = dataclasses.replace(part, contracted=part.contracted | {names.get(a, a) for a in axes})
         return self._canonical(self._joined(part))
+
+    def _new(self, part: Part, axes: Collection[AxisName]) -> dict[AxisName, AxisName]:
+        """Fresh names for some axes of a part."""
+        taken = set(self.names(part))
+        names: dict[AxisName, AxisName] = {}
+        for axis in sorted(axes):
+            names[axis] = self.fresh.unused(axis, taken)
+            taken.add(names[axis])
+        return names
+
+    def clear(self, part: Part, axes: frozenset[AxisName]) -> Part:
+        """``part`` without contracted axes of the names ``axes``, which a factor is about to bring."""
+        return self.renamed(part, self._new(part, axes & part.contracted)) if axes & part.contracted else part
 
     def renamed(self, part: Part, names: Mapping[AxisName, AxisName]) -> Part:
         return dataclasses.replace(
@@ -255,7 +277,7 @@ class Algebra:
         if not reads or not writes:
             return False
         read, write = frozenset().union(*reads), frozenset().union(*writes)
-        if isinstance(self.build.nodes[part.source], Input):
+        if carry_of(self.build, part.source) is not None:
             sides = (read & inner, write - read)
             return self.size(axis) < min(self.numel(side) for side in sides)
         return self.numel((read | write) - {axis}) > self.numel(read) + self.numel(write)
@@ -264,54 +286,18 @@ class Algebra:
         """The contracted axes named by the axis they were, so that equal parts are equal."""
         taken = set(self.axes(part))
         names: dict[AxisName, AxisName] = {}
-        for axis in sorted(part.contracted, key=lambda a: (a not in self.build.axes[part.source], a)):
+        fresh = {a for a in part.contracted if self.fresh.mark in a}
+        taken |= part.contracted - fresh
+        for axis in sorted(fresh, key=lambda a: (a not in self.build.axes[part.source], a)):
             names[axis] = self.fresh.unused(axis, taken)
             taken.add(names[axis])
         return part if all(a == b for a, b in names.items()) else self.renamed(part, names)
 
     def select(self, mask: Ref, a: Sum, b: Sum) -> Sum:
         """``where(mask, a, b)``: every coefficient and the offset are selected, not multiplied."""
-        zero = self.build.const(self.ring.zero)
-        parts: list[Part] = []
-        others = {p.source: p for p in b.parts if not p.contracted}
-        same = [p for p in a.parts if p in b.parts]
-        for part in a.parts:
-            if part in same:
-                parts.append(part)
-                others = {s: p for s, p in others.items() if p != part}
-                continue
-            twin = None if part.contracted else others.pop(part.source, None)
-            if twin is None:
-                parts.append(self._only(mask, part, first=True))
-            elif twin.scale == part.scale and twin.factors and part.factors:
-                pair = [self.coefficient(dataclasses.replace(p, scale=1.0)) for p in (part, twin)]
-                factor = self.build.call("where", mask, *pair)
-                parts.append(dataclasses.replace(part, factors=(factor,)))
-            else:
-                factor = self.build.call("where", mask, self.coefficient(part), self.coefficient(twin))
-                parts.append(Part(part.source, (factor,)))
-        left = [p for p in b.parts if p not in same and (p.contracted or p.source in others)]
-        parts += [self._only(mask, p, first=False) for p in left]
-        if a.offset is None and b.offset is None:
-            return Sum(merged(self, parts))
-        pair = [zero if s.offset is None else s.offset for s in (a, b)]
-        return Sum(merged(self, parts), self.build.call("where", mask, *pair))
+        from tenfuse.algebra.masks import selected
 
-    def _only(self, mask: Ref, part: Part, first: bool) -> Part:
-        """A part that the mask lets through on one side only."""
-        zero = self.build.const(self.ring.zero)
-
-        def picked(ref: Ref) -> Ref:
-            return self.build.call("where", mask, *((ref, zero) if first else (zero, ref)))
-
-        everywhere = all(self.build.axes[mask] <= self.build.axes[f] for f in part.factors)
-        if part.factors and everywhere and self.ring is SUM_PRODUCT:
-            return dataclasses.replace(part, factors=tuple(sorted(picked(f) for f in part.factors)))
-        outer = [f for f in part.factors if not self.build.axes[f] & part.contracted]
-        inner = [f for f in part.factors if self.build.axes[f] & part.contracted]
-        whole = product(self.build, self.ring, outer)
-        factor = picked(self.build.const(self.ring.one) if whole is None else whole)
-        return dataclasses.replace(part, factors=tuple(sorted((*inner, factor))))
+        return selected(self, mask, a, b)
 
     def cut(self, value: Sum) -> Sum:
         """``cut`` of a sum of products: of every factor, of the source and of the offset."""
