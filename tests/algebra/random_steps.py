@@ -25,9 +25,8 @@ def draw(seed):
 
     own = [tuple(a for a in "bkv" if a == "b" or rng.random() < 0.7) for _ in range(rng.randint(1, 3))]
     state = [b.input("carry", i, names) for i, names in enumerate(own)]
-    state += [
-        b.input("carry", i, tuple("j" if a == "k" else a for a in names)) for i, names in enumerate(own)
-    ]
+    moved = [tuple("j" if a == "k" else a for a in names) for names in own]
+    state += [b.input("carry", i, names) for i, names in enumerate(moved)]
     free = [*inputs("stream", rng.randint(1, 4)), *inputs("invariant", rng.randint(0, 2))]
     free += [b.const(rng.choice((0.5, -1.0, 2.0, 1.0)))]
     for _ in range(rng.randint(0, 3)):

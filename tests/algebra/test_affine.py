@@ -9,6 +9,7 @@ import torch
 from reference import CASES
 from tenfuse.algebra.analyse import analyse
 from tenfuse.algebra.rebuild import rebuild
+from tenfuse.step import interpret
 from tenfuse.step.program import (
     Builder,
     CarrySpec,
@@ -17,6 +18,7 @@ from tenfuse.step.program import (
     OutSpec,
     Pointwise,
     StepProgram,
+    arguments,
     validate,
 )
 from tests.algebra.cores import assert_same, backward, run, steps_of

@@ -248,9 +248,6 @@ def test_a_clamp_is_nonlinear(fn):
 def test_semirings(plus, times, ring):
     d = Draft(("b", "k"))
     held = d.b.call(times, d.s, d.x("bk"))
-    program = StepProgram(
-        tuple(d.b.nodes), SIZES, (CarrySpec(d.axes, held, d.axes),), ()
-    )  # the same with one more term below
     new = d.b.call(plus, held, d.x("bk"))
     program = StepProgram(tuple(d.b.nodes), SIZES, (CarrySpec(d.axes, new, d.axes),), ())
     found, _ = rebuilt(program)
