@@ -28,6 +28,7 @@ BORDERS = {
     "plan/product.py": {"tenfuse.step.adjoint"},
     "runtime/backward.py": {"tenfuse.plan.loop", "tenfuse.step.adjoint"},
     "runtime/bind.py": {"tenfuse.plan.loop", "tenfuse.step.reader"},
+    "runtime/op.py": {"tenfuse.plan.loop"},
     "runtime/compile.py": {"tenfuse.emit.cpp.isa"},
     "runtime/launch.py": {"tenfuse.emit.cpp", "tenfuse.emit.cpp.source"},
     "rewrite/assemble.py": {

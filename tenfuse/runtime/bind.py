@@ -151,6 +151,10 @@ def run(
 ) -> None:
     tensors = [bound[o.role, o.index] for o in kernel.operands]
     prepare(kernel, key, role)(tensors, steps, dynamic)
+    count_launch(key, role)
+
+
+def count_launch(key: str, role: str) -> None:
     launches[kernel_name(key, role)] += 1
     counters["tenfuse"]["launches"] += 1
 

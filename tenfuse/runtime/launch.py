@@ -26,6 +26,8 @@ DTYPES = {
     "bool": torch.bool,
 }
 _RESULTS = ("final", "out")
+Numbers = tuple["ctypes.Array[ctypes.c_int64]", "ctypes.Array[ctypes.c_int64]"]
+"""Strides of all operands, and sizes of all axes, as the kernel takes them."""
 
 
 class Launcher:
@@ -64,12 +66,22 @@ class Launcher:
             tensors, fixed = self._checked(tensors, given)
             strides = tuple([x.stride() for x in tensors])
             cached = self._stride_array(strides, remember=not fixed)
-        pointers = self._pointers(*[x.data_ptr() for x in tensors])
-        failed = self._function(pointers, cached, self._size_array(given), steps, torch.get_num_threads())
-        if failed:
-            raise MemoryError("a tenfuse kernel could not allocate its scratch memory")
+        self.launch([x.data_ptr() for x in tensors], (cached, self._size_array(given)), steps)
         for mine, theirs in fixed:
             theirs.copy_(mine)
+
+    def launch(self, starts: Sequence[int], numbers: Numbers, steps: int) -> None:
+        """Run on operands that start at these addresses."""
+        failed = self._function(self._pointers(*starts), *numbers, steps, torch.get_num_threads())
+        if failed:
+            raise MemoryError("a tenfuse kernel could not allocate its scratch memory")
+
+    def numbers(
+        self, tensors: Sequence[torch.Tensor], sizes: Mapping[AxisName, int] | None = None
+    ) -> Numbers | None:
+        """Strides and sizes of a call that was made before; None if it had to copy a tensor."""
+        strides = self._strides.get(tuple([x.stride() for x in tensors]))
+        return None if strides is None else (strides, self._size_array(self._axis_sizes(sizes or {})))
 
     def _axis_sizes(self, sizes: Mapping[AxisName, int]) -> tuple[int, ...]:
         if not self._dynamic:

@@ -62,6 +62,7 @@ def calls(monkeypatch):
         seen.append((key, role))
         return run(kernel, key, role, *rest)
 
+    monkeypatch.setattr(op, "_REPLAYS", {})
     monkeypatch.setattr(op, "run", counted)
     monkeypatch.setattr(backward, "run", counted)
     return seen
@@ -181,3 +182,31 @@ def test_sums_of_outer_products_in_pieces(model, chunk, piece, calls, monkeypatc
     roles = [role for _, role in calls]
     pieces = {1: (19, 5), 1 << 13: (4, 5), 1 << 21: (1, 1)}[piece][chunk == 4]
     assert roles.count("product_1") == roles.count("backward") == pieces
+
+
+def overlapping(x):
+    """q and k are views of one tensor."""
+    q, k = x[..., :3], x[..., 3:6]
+    s, ys = torch.zeros(x.shape[0], 3, 3, dtype=x.dtype), []
+    for t in range(x.shape[1]):
+        s = 0.9 * s + k[:, t, :, None] * k[:, t, None, :]
+        ys.append((q[:, t, :, None] * s).sum(1))
+    return torch.stack(ys, 1)
+
+
+@pytest.mark.parametrize("model", [ema, overlapping])
+def test_a_second_call_reads_its_own_tensors(model):
+    """The second call replays the first; its tensors lie elsewhere, and differently."""
+    torch.manual_seed(0)
+    shapes = [(2, 5, 8)] + [(8,), (2, 8)] * (model is ema)
+    run, kept = compiled(model), []
+    for turn in range(4):
+        args = [torch.randn(s, dtype=torch.float64) for s in shapes]
+        if turn == 2:
+            args[0] = torch.randn(5, 2, 8, dtype=torch.float64).transpose(0, 1)
+        if turn == 3:
+            args[0] = torch.randn(2, 1, 8, dtype=torch.float64).expand(2, 5, 8)
+        with torch.no_grad():
+            kept.append((run(*args), model(*args)))
+    for got, expected in kept:
+        torch.testing.assert_close(got, expected)
