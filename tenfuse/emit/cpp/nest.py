@@ -108,6 +108,25 @@ class NestWriter:
                 self.after[self._level(ref)].append(ref)
             else:
                 self.before[self._level(ref)].append(ref)
+        for level in range(depth - 1):
+            inside = self._used_inside(level)
+            waiting = [r for r in self.before[level] if r not in inside]
+            self.before[level] = [r for r in self.before[level] if r in inside]
+            self.after[level] = sorted(waiting + self.after[level])
+
+    def _used_inside(self, level: int) -> set[Ref]:
+        """The values of a level that its inner loops, or sums taken before them, read: others
+        would only take registers from the loops."""
+        found = {self._argument(r) for r in self.nest.reductions}
+        for deeper in range(level + 1, len(self.before)):
+            for ref in (*self.before[deeper], *self.after[deeper]):
+                if ref not in self.nest.kept:
+                    found |= set(arguments(self.nodes[ref]))
+        found |= {s.ref for s in self.nest.stores if self.s.level(self.nest, s.axes) > level}
+        for ref in reversed(self.before[level]):
+            if ref in found and ref not in self.nest.kept:
+                found |= set(arguments(self.nodes[ref]))
+        return found
 
     def _level(self, ref: Ref) -> int:
         return self.s.level(self.nest, self.s.axes[ref])
