@@ -1,0 +1,110 @@
+"""Tiny sizes for the axes of a program, and unknowns for its inputs.
+
+Takes programs that share axes; leaves a size per axis, the same for axes that must agree
+in size, and arrays of new symbols.  An axis that is summed over, or that takes part in a
+renaming, gets 3 entries, the others 2; all get 2 where that would be too much to check.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from tenfuse.algebra.evaluate import Array, array
+from tenfuse.algebra.symbols import Field
+from tenfuse.step.program import (
+    AxisName,
+    CarrySpec,
+    Contract,
+    Input,
+    Node,
+    Rename,
+    Scan,
+    Solve,
+    node_axes,
+)
+
+MIXING, PARALLEL = 3, 2
+_ENTRIES = 3_000
+"""So many entries, over all nodes, are checked at the larger sizes."""
+
+
+class _Classes:
+    """Axes that must have the same size (union-find)."""
+
+    def __init__(self, axes: Iterable[AxisName]) -> None:
+        self.parent = {a: a for a in axes}
+
+    def find(self, axis: AxisName) -> AxisName:
+        self.parent.setdefault(axis, axis)
+        while self.parent[axis] != axis:
+            axis = self.parent[axis]
+        return axis
+
+    def join(self, left: Iterable[AxisName], right: Iterable[AxisName]) -> None:
+        for a, b in zip(left, right, strict=True):
+            self.parent[self.find(a)] = self.find(b)
+
+
+def classes_for(
+    graphs: Sequence[Sequence[Node]], carries: Sequence[CarrySpec], axes: Iterable[AxisName]
+) -> dict[AxisName, AxisName]:
+    """For each of ``axes``, which ``graphs`` and ``carries`` are over, one that has its size."""
+    names = sorted(axes)
+    classes = _Classes(names)
+    first: dict[tuple[str, int], tuple[AxisName, ...]] = {}
+    for i, carry in enumerate(carries):
+        classes.join(carry.axes, carry.next_axes)
+        first["carry", i] = carry.axes
+    for node in (n for graph in graphs for n in graph):
+        if isinstance(node, Input):
+            kind = "carry" if node.kind in ("next", "state") else node.kind
+            classes.join(node.axes, first.setdefault((kind, node.index), node.axes))
+        elif isinstance(node, Rename):
+            classes.join(*zip(*node.names, strict=True))
+        elif isinstance(node, (Scan, Solve)):
+            classes.join(node.rows, node.cols)
+    return {a: classes.find(a) for a in names}
+
+
+def sizes_for(
+    graphs: Sequence[Sequence[Node]],
+    carries: Sequence[CarrySpec],
+    axes: Iterable[AxisName],
+    summed: Iterable[AxisName] = (),
+) -> dict[AxisName, int]:
+    """A tiny size for each of ``axes``."""
+    classes, mixing = classes_for(graphs, carries, axes), set(summed)
+    mixing |= {a for graph in graphs for n in graph if isinstance(n, Contract) for a in n.axes}
+    mixed = {classes[a] for a in mixing}
+    large = {a: MIXING if c in mixed else PARALLEL for a, c in classes.items()}
+    return large if _entries(graphs, large) <= _ENTRIES else dict.fromkeys(classes, PARALLEL)
+
+
+def _entries(graphs: Sequence[Sequence[Node]], sizes: Mapping[AxisName, int]) -> int:
+    total = 0
+    for graph in graphs:
+        axes: list[frozenset[AxisName]] = []
+        for node in graph:
+            axes.append(node_axes(node, axes))
+            total += math.prod(sizes[a] for a in axes[-1])
+    return total
+
+
+def unknowns(
+    field: Field,
+    graphs: Sequence[Sequence[Node]],
+    sizes: Mapping[AxisName, int],
+    known: Iterable[tuple[str, int]] = (),
+) -> dict[tuple[str, int], Array]:
+    """An array of new symbols for each input that the graphs read, but for ``known``."""
+    found: dict[tuple[str, int], Array] = {}
+    skip = set(known)
+    for node in (n for graph in graphs for n in graph if isinstance(n, Input)):
+        key = (node.kind, node.index)
+        if key not in found and key not in skip and node.kind != "next":
+            found[key] = array([sizes[a] for a in node.axes], lambda _: field.symbol())
+    return found
+
+
+__all__ = ["MIXING", "PARALLEL", "classes_for", "sizes_for", "unknowns"]

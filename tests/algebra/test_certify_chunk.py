@@ -1,0 +1,76 @@
+"""A chunk program is certified to be its steps; a wrong one never is."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tenfuse.algebra.analyse import analyse
+from tenfuse.algebra.certify_chunk import certify_chunk
+from tenfuse.algebra.chunk import chunk
+from tenfuse.step import interpret
+from tenfuse.step.program import Input, Scan, Shift
+from tests.algebra.mutants import LINEAR, node_mutants
+from tests.algebra.mutants import program as step_program
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_chunk_is_its_steps(name):
+    program = step_program(name)
+    found = certify_chunk(program, analyse(program), 20.0)
+    assert found.proved, found.note
+
+
+def _means_the_same(program, node, i):
+    """Whether a changed node makes no difference, to the interpreter on random numbers."""
+    gen = torch.Generator().manual_seed(0)
+    other = dataclasses.replace(program, nodes=(*program.nodes[:i], node, *program.nodes[i + 1 :]))
+    inputs = {
+        (n.kind, n.index): torch.rand([program.sizes[a] for a in n.axes], generator=gen, dtype=torch.float64)
+        for n in program.nodes
+        if isinstance(n, Input)
+    }
+    pairs = zip(
+        *((x for part in interpret.step(p, inputs) for x in part) for p in (program, other)), strict=True
+    )
+    return all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in pairs)
+
+
+_LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("delta", "stabilised", "ten")]
+
+
+@pytest.mark.parametrize("name", ["merged-heads", "rotation", *_LONG])
+def test_no_mutant_of_a_chunk_program_is_proved(name):
+    program = step_program(name)
+    normal = analyse(program)
+    made = []
+
+    def right(*args):
+        made.append(chunk(*args))
+        return made[-1]
+
+    assert certify_chunk(program, normal, 20.0, right).proved
+    good = made[0].program
+    mutants = list(node_mutants(good.nodes))
+    mutants += [
+        (i, dataclasses.replace(n, by=-n.by)) for i, n in enumerate(good.nodes) if isinstance(n, Shift)
+    ]
+    mutants += [
+        (i, dataclasses.replace(n, reverse=not n.reverse))
+        for i, n in enumerate(good.nodes)
+        if isinstance(n, Scan)
+    ]
+    tried = 0
+    for i, node in mutants:
+
+        def wrong(p, r, length, block, i=i, node=node):
+            found = chunk(p, r, length, block)
+            if length != 3:
+                return found
+            nodes = (*found.program.nodes[:i], node, *found.program.nodes[i + 1 :])
+            return dataclasses.replace(found, program=dataclasses.replace(found.program, nodes=nodes))
+
+        if not _means_the_same(good, node, i):
+            assert not certify_chunk(program, normal, 10.0, wrong).proved, (i, node)
+            tried += 1
+    assert tried
