@@ -9,6 +9,11 @@ not reach the state, its cost) is derived from this one in the same way.
 A sequence whose length is no multiple of the chunk ends with a shorter chunk: the program
 is built again for that length, nothing is padded.
 
+The chunk's length changes nothing but rounding, with one exception that the plan must know:
+where gates exceed one and the update also erases, what a chunk sums grows with the product
+of the gates over the chunk while the state itself need not.  A NaN among the inputs of a
+step reaches the results of the whole chunk, not only of later steps.
+
 Refuses with ``Unchunkable`` what has no such program: nonlinear stages, sums over time.
 """
 

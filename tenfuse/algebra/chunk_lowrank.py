@@ -43,7 +43,8 @@ class ChunkedLowRank:
         self.state = self.build.input("carry", parts.carry, parts.axes)
         self.writes = list(parts.writes)
         if parts.erases:
-            self.writes.append(self._solved(self._one(parts.erases)))
+            erase = self._one(parts.erases)
+            self.writes = self._shared([*self.writes, self._solved(erase)], erase.contracted)
 
     def read(self, read: Read) -> Ref:
         """The read at every position, over the positions and its free axes."""
@@ -93,15 +94,26 @@ class ChunkedLowRank:
         factors = tuple(self.build.rename(f, names) for f in write.factors)
         return Write(factors, frozenset(names[a] for a in write.bound))
 
+    def _shared(self, writes: Sequence[Write], contracted: frozenset[AxisName]) -> list[Write]:
+        """Writes in the same direction as one: ``k v - k z`` is ``k (v - z)``."""
+        found: dict[tuple[Ref, ...], list[Ref]] = {}
+        alone = [w for w in writes if w.bound]
+        for w in writes:
+            if not w.bound:
+                along = [f for f in w.factors if self.build.axes[f] & contracted]
+                rest = [f for f in w.factors if f not in along]
+                found.setdefault(tuple(sorted(along)), []).append(self.sums.product(rest))
+        return [*(Write((*along, self.sums.add(rests))) for along, rests in found.items()), *alone]
+
     def _one(self, erases: Sequence[Erase]) -> Erase:
         """Several erases as one, along a new axis."""
         if len(erases) == 1:
             return erases[0]
         flat = [one for e in erases for one in self._unrolled(e)]
         rank = self.fresh("rank", len(flat))
-        u = self._stacked([e.u for e in flat], rank)
+        u = self._stacked([self.sums.product(e.u) for e in flat], rank)
         w = self._stacked([self.sums.product(e.w) for e in flat], rank)
-        return Erase(u, (w,), erases[0].contracted, frozenset({rank}))
+        return Erase((u,), (w,), erases[0].contracted, frozenset({rank}))
 
     def _unrolled(self, erase: Erase) -> list[Erase]:
         """The entries along the erase's own rank axes."""
@@ -109,7 +121,7 @@ class ChunkedLowRank:
         for axis in sorted(erase.rank):
             found = [
                 Erase(
-                    self._picked(e.u, axis, i),
+                    tuple(self._picked(u, axis, i) for u in e.u),
                     tuple(self._picked(w, axis, i) for w in e.w),
                     e.contracted,
                 )
@@ -146,7 +158,7 @@ class ChunkedLowRank:
         kept = self._solve(lower, self._spread(self.sums.product(coefficients)), rows, cols)
         initial = self.sums.product([kept, self.state], erase.contracted)
         z = initial if z is None else self.build.call("add", z, initial)
-        return Write((erase.u, z), erase.rank)
+        return Write((*erase.u, z), erase.rank)
 
     def _solve(self, lower: Ref, right: Ref, rows: tuple[AxisName, ...], cols: tuple[AxisName, ...]) -> Ref:
         return self.build.add(Solve(lower, right, rows, cols))
@@ -154,16 +166,14 @@ class ChunkedLowRank:
     def _lower(self, read: Read, erase: Erase, columns: dict[AxisName, AxisName]) -> Ref:
         """``L`` over the positions as rows and as columns."""
         b, at = self.build, self.at
-        near = self.sums.product(
-            [*read.factors, self.decay.near(False), b.rename(erase.u, {**at.within, **columns})], read.bound
-        )
+        near = [b.rename(u, {**at.within, **columns}) for u in erase.u]
+        here = self.sums.product([*read.factors, self.decay.near(False), *near], read.bound)
         if not at.row_block:
-            return near
-        far = self.sums.product(
-            [*read.factors, *self.decay.far(False), b.rename(erase.u, {**at.to_cols, **columns})], read.bound
-        )
+            return here
+        far = [b.rename(u, {**at.to_cols, **columns}) for u in erase.u]
+        there = self.sums.product([*read.factors, *self.decay.far(False), *far], read.bound)
         same = b.call("eq", b.add(Position(at.row_block)), b.add(Position(at.col_block)))
-        return b.call("where", same, near, far)
+        return b.call("where", same, here, there)
 
 
 __all__ = ["ChunkedLowRank"]

@@ -27,9 +27,10 @@ class Write:
 
 @dataclasses.dataclass(frozen=True)
 class Erase:
-    """``u * sum over contracted of w * S``, both also over ``rank``, which is summed over."""
+    """``u * sum over contracted of w * S``, both also over ``rank``, which is summed over;
+    u and w are products."""
 
-    u: Ref
+    u: tuple[Ref, ...]
     w: tuple[Ref, ...]
     contracted: frozenset[AxisName]
     rank: frozenset[AxisName] = frozenset()
@@ -90,7 +91,7 @@ def _erase(read: Read, axes: tuple[AxisName, ...], lift: Lift) -> Erase:
             raise Unchunkable("a coefficient joins the axis it sums over to the one it produces")
         (inner if own & summed else outer).append(factor)
     w, _ = aligned_to(lift.build, dataclasses.replace(read, factors=tuple(inner)), axes, lift.fresh)
-    return Erase(lift.sums.product(outer), tuple(sorted(w.factors)), frozenset(produced), read.bound - summed)
+    return Erase(tuple(outer), tuple(sorted(w.factors)), frozenset(produced), read.bound - summed)
 
 
 def _split(factors: Sequence[Ref], lift: Lift) -> list[Ref]:
@@ -111,11 +112,17 @@ def _together(erases: Sequence[Erase], lift: Lift) -> list[Erase]:
     """Those with the same w: one, with the sum of their u."""
     if len({e.contracted for e in erases}) > 1:
         raise Unchunkable("the update reads its carry over different axes")
-    found: dict[tuple[tuple[Ref, ...], frozenset[AxisName]], list[Ref]] = {}
+    found: dict[tuple[tuple[Ref, ...], frozenset[AxisName]], list[tuple[Ref, ...]]] = {}
     for e in erases:
         found.setdefault((e.w, e.rank), []).append(e.u)
     contracted = erases[0].contracted if erases else frozenset()
-    return [Erase(lift.sums.add(u), w, contracted, rank) for (w, rank), u in found.items()]
+    return [Erase(_sum(us, lift), w, contracted, rank) for (w, rank), us in found.items()]
+
+
+def _sum(products: Sequence[tuple[Ref, ...]], lift: Lift) -> tuple[Ref, ...]:
+    if len(products) == 1:
+        return products[0]
+    return (lift.sums.add(lift.sums.product(p) for p in products),)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,15 +28,15 @@ def gated(s, q, k, v, gk):
     return (s,), ((q[..., None, :] @ s)[..., 0, :],)
 
 
-def delta(s, q, k, v, b, g):
+def delta(s, q, k, v, gb, g):
     s = g[..., None, None] * s
-    s = s + (b[..., None] * k)[..., None] * (v - torch.einsum("bhkv,bhk->bhv", s, k))[..., None, :]
+    s = s + (gb[..., None] * k)[..., None] * (v - torch.einsum("bhkv,bhk->bhv", s, k))[..., None, :]
     return (s,), (torch.einsum("bhk,bhkv->bhv", q, s),)
 
 
-def kda(s, q, k, v, b, gk):
+def kda(s, q, k, v, gb, gk):
     s = gk[..., None] * s
-    s = s + (b[..., None] * k)[..., None] * (v - torch.einsum("bhkv,bhk->bhv", s, k))[..., None, :]
+    s = s + (gb[..., None] * k)[..., None] * (v - torch.einsum("bhkv,bhk->bhv", s, k))[..., None, :]
     return (s,), (torch.einsum("bhk,bhkv->bhv", q, s),)
 
 
@@ -52,11 +52,11 @@ def rwkv(s, r, k, v, a, b, gw):
     return (s,), ((s @ r[..., None])[..., 0],)
 
 
-def product(s, q, k, v, b, p, w, c, g):
+def product(s, q, k, v, gb, p, w, gc, g):
     """Two delta writes per step, each up to a reflection."""
     s = g[..., None, None] * s
-    s = s + (b[..., None] * k)[..., None] * (v - torch.einsum("bhkv,bhk->bhv", s, k))[..., None, :]
-    s = s + (c[..., None] * p)[..., None] * (w - torch.einsum("bhkv,bhk->bhv", s, p))[..., None, :]
+    s = s + (gb[..., None] * k)[..., None] * (v - torch.einsum("bhkv,bhk->bhv", s, k))[..., None, :]
+    s = s + (gc[..., None] * p)[..., None] * (w - torch.einsum("bhkv,bhk->bhv", s, p))[..., None, :]
     return (s,), (torch.einsum("bhk,bhkv->bhv", q, s),)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from tenfuse.algebra.analyse import analyse
 from tenfuse.step import interpret
-from tests.algebra.chunks import GATES, Errors, draw, gradients, grown
+from tests.algebra.chunks import GATES, Errors, draw, exact, gradients, grown
 from tests.algebra.loops import LOOPS, program_of
 
 
@@ -28,7 +28,7 @@ def agrees(program, recurrence, gates, kind, lengths):
         plain = wanted(program, inputs, T, seeds, torch.float32)
         with torch.no_grad():
             got = gradients(program, recurrence, C, inputs, T, seeds, torch.float64, block=C // 2)
-            torch.testing.assert_close(list(got), list(want), atol=1e-11, rtol=1e-9)
+            exact(list(got), list(want))
             got = gradients(program, recurrence, C, inputs, T, seeds, torch.float32, block=C // 2)
             errors.add(got, want, plain)
     errors.check()
