@@ -20,6 +20,8 @@ from tenfuse.step.program import AxisName, Const, Contract, Input, Pointwise, Re
 
 STATE_LIMIT = 64 << 20
 """Bytes of state that one task may hold after every parallel axis was tiled."""
+TASKS = 8
+"""Tasks below which the processors of a common machine would not all have work."""
 FORWARD_BUDGET = 32 << 10
 BACKWARD_BUDGET = 1152 << 10
 
@@ -389,8 +391,8 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
     tasks = math.prod(sizes[a] for a in par - {tile}) * (-(-sizes[tile] // (2 * lanes)) if tile else 1)
     state = width * _state_entries(kernel, par) * (min(sizes[tile], 2 * lanes) if tile else 1)
     cut: frozenset[AxisName] = frozenset()
-    if tasks < 8 or state > budget:
-        cut = divisible(kernel, par)
+    if tasks < TASKS or state > budget:
+        cut = _cut(kernel, par, sizes, lanes, budget)
         par |= cut
         tile = _tile_axis(kernel, par, frozenset(sizes) - par, lanes)
     mixing = frozenset(sizes) - par
@@ -430,6 +432,22 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
     local = frozenset(a for a, x in found.items() if x.kind != "task")
     _, last, states = layouts(kernel, local, lanes)
     return Spaces(found, row, shared, tile), last, states
+
+
+def _cut(
+    kernel: Kernel, par: frozenset[AxisName], sizes: Mapping[AxisName, int], lanes: int, budget: int
+) -> frozenset[AxisName]:
+    """Axes that tasks are cut along beside ``par``: one if it gives tasks enough, else all.
+
+    Every axis cut makes tasks write sums of their own, and read again what they share.
+    """
+    every = divisible(kernel, par)
+    width = 8 if kernel.compute == "f64" else 4
+    for a in sorted(every, key=lambda a: (-sizes[a], a)):
+        tasks = math.prod(sizes[o] for o in par) * (sizes[a] // (2 * lanes))
+        if tasks >= TASKS and width * _state_entries(kernel, par | {a}) * 2 * lanes <= budget:
+            return frozenset({a})
+    return every
 
 
 def _mixes(kernel: Kernel, mixing: frozenset[AxisName]) -> frozenset[AxisName]:
