@@ -129,6 +129,8 @@ class Affine:
         algebra, fn = self.algebra, node.fn
         if fn == "cut":
             return algebra.cut(args[0])
+        if fn == "where" and self.ring.name == "or-and" and not all(map(self._boolean, node.args[1:])):
+            return None
         if fn == "where":
             return algebra.select(self._ref(args[0]), args[1], args[2]) if args[0].free else None
         if fn == self.ring.plus:
@@ -175,8 +177,10 @@ class Affine:
         return self.algebra.contract(value, node.axes)
 
     def _boolean(self, ref: Ref) -> bool:
-        """Whether a node is 0 or 1, so that its maximum is a disjunction."""
+        """Whether a node is 0 or 1: of an input, a float like any other, nobody knows."""
         node = self.program.nodes[ref]
+        if isinstance(node, Const):
+            return node.value in (0.0, 1.0)
         return isinstance(node, Pointwise) and FUNCTIONS[node.fn].boolean
 
 

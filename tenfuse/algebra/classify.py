@@ -107,6 +107,7 @@ def low_rank(stage: Evidence) -> bool:
     places = {_places(stage, p) for p in mine}
     if not decays or frozenset() in places:
         return False
+    places = places or _sides(stage)
     return any(_attention(stage, decays, mine, k) for k in sorted(places, key=sorted))
 
 
@@ -132,6 +133,20 @@ def _splits(stage: Evidence, part: Part, spec: CarrySpec) -> bool:
     return not any(stage.build.axes[f] & read and stage.build.axes[f] & produced for f in part.factors)
 
 
+def _sides(stage: Evidence) -> set[frozenset[int]]:
+    """Dimensions that one side of an outer product has alone, if both sides change with time.
+
+    For a state that is only wanted at the end: nothing reads it on the way.
+    """
+    build, axes = stage.build, stage.specs[0].next_axes
+    own = frozenset(axes)
+    factors = {f for u in stage.updates if u.offset is not None for f in leaves(build, u.offset, own)}
+    moving = [build.axes[f] & own for f in factors if varies(build, f, own)]
+    shared = frozenset.intersection(*moving) if moving else frozenset()
+    found = {side - shared for side in moving if side - shared}
+    return {frozenset(axes.index(a) for a in side) for side in found} if len(found) > 1 else set()
+
+
 def _attention(
     stage: Evidence, decays: Sequence[Part], reads: Sequence[Part], places: frozenset[int]
 ) -> bool:
@@ -150,6 +165,6 @@ def _attention(
     used: set[AxisName] = set(k)
     for ref in (*keys, *(f for f, _ in queries), *(f for p in decays for f in p.factors)):
         used |= build.axes[ref]
-    if not set(axes) - used or not any(u.offset is not None for u in stage.updates):
+    if not set(axes) - used:
         return False
     return any(varies(build, f, k) for f in keys) or any(varies(build, f, bound) for f, bound in queries)

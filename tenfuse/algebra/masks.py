@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def selected(algebra: Algebra, mask: Ref, a: Sum, b: Sum) -> Sum:
     """``where(mask, a, b)``."""
-    same = [p for p in a.parts if p in b.parts]
+    wide = algebra.build.axes[mask]
+    same = [p for p in a.parts if p in b.parts and wide <= algebra.axes(p)]
     others = {p.source: p for p in b.parts if not p.contracted and p not in same}
     parts: list[Part] = list(same)
     for part in (p for p in a.parts if p not in same):

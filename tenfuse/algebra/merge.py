@@ -28,17 +28,15 @@ def merged(algebra: Algebra, parts: Sequence[Part]) -> tuple[Part, ...]:
     found: list[Part] = []
     for part in parts:
         place, joined = _place(algebra, found, part)
-        if place is None:
+        if place is None or joined is None:
             found.append(part)
-        elif joined is None:
-            found.pop(place)
         else:
             found[place] = joined
     return tuple(found) if len(found) == len(parts) else merged(algebra, found)
 
 
 def _place(algebra: Algebra, found: list[Part], part: Part) -> tuple[int | None, Part | None]:
-    """Which part of ``found`` takes ``part`` in, and what becomes of it (None: both cancel)."""
+    """Which part of ``found`` takes ``part`` in, if any, and what becomes of it."""
     for i, other in enumerate(found):
         if not part.contracted and not other.contracted:
             if part.source == other.source:
@@ -86,7 +84,7 @@ def _aligned(algebra: Algebra, part: Part, other: Part) -> Part | None:
     return part if part.source == other.source and part.contracted == other.contracted else None
 
 
-def _added(algebra: Algebra, one: Part, two: Part, shared: tuple[Ref, ...]) -> Part | None:
+def _added(algebra: Algebra, one: Part, two: Part, shared: tuple[Ref, ...]) -> Part:
     """One part for two that agree in ``shared`` and in how they read their source."""
     build, ring = algebra.build, algebra.ring
     left, right = list(one.factors), list(two.factors)
@@ -102,22 +100,25 @@ def _added(algebra: Algebra, one: Part, two: Part, shared: tuple[Ref, ...]) -> P
         shared = tuple(common)
     if left == right:
         return _rescaled(algebra, one, two)
-    scale = one.scale if abs(one.scale) == abs(two.scale) else 1.0
+    scale = one.scale if abs(one.scale) == abs(two.scale) != 0 else 1.0
     a, b = _weighted(algebra, left, one.scale / scale), _weighted(algebra, right, two.scale / scale)
     sign = two.scale / scale == -1.0 and ring is SUM_PRODUCT
     total = build.call("sub", a, _weighted(algebra, right, 1.0)) if sign else build.call(ring.plus, a, b)
     return dataclasses.replace(one, factors=tuple(sorted((*shared, total))), scale=scale)
 
 
-def _rescaled(algebra: Algebra, one: Part, two: Part) -> Part | None:
-    """Parts that differ in their scale alone; in an idempotent ring they are one."""
+def _rescaled(algebra: Algebra, one: Part, two: Part) -> Part:
+    """Parts that differ in their scale alone.
+
+    h - h stays 0 h, which is NaN where h is infinite, and keeps the axes of h.
+    """
     if algebra.ring is SUM_PRODUCT:
-        scale = one.scale + two.scale
-        return dataclasses.replace(one, scale=scale) if scale else None
-    if algebra.ring.name != "log-plus":
+        return dataclasses.replace(one, scale=one.scale + two.scale)
+    extra = {"log-plus": math.log(2.0), "or-and": 1.0}.get(algebra.ring.name)
+    if extra is None:
         return one
-    double = algebra.build.const(math.log(2.0))
-    return dataclasses.replace(one, factors=tuple(sorted((*one.factors, double))))
+    # x or x is 1 or 0 even where x is some other number: the factor says so.
+    return dataclasses.replace(one, factors=tuple(sorted((*one.factors, algebra.build.const(extra)))))
 
 
 def _weighted(algebra: Algebra, factors: Sequence[Ref], scale: float) -> Ref:

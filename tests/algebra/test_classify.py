@@ -1,10 +1,24 @@
 """The table of forms: every reference model, the generator's cells, hand-made cases and near-misses."""
 
+import random
+
 import pytest
 
 from reference import CASES
 from tenfuse.algebra.analyse import analyse
 from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram, validate
+from tenfuse.testing.recipe import (
+    ACCESSES,
+    BACKWARDS,
+    CELLS,
+    COLLECTS,
+    CONTRACTIONS,
+    INITS,
+    READS,
+    Recipe,
+    normal,
+)
+from tenfuse.testing.strategies import Program
 from tests.algebra.cores import backward, complex_carries, steps_of
 from tests.algebra.test_affine import rebuilt
 from tests.emit.programs import FORWARD
@@ -329,3 +343,44 @@ def test_a_complex_tensor_is_one_elementwise_carry():
     program = StepProgram(tuple(b.nodes), SIZES, carries, ())
     assert analyse(program).form == "block"
     assert analyse(program, [(0, 1)]).form == "elementwise"
+
+
+# -- the generator's cells ----------------------------------------------------------------
+
+
+def drawn(seed, mutant=""):
+    rng = random.Random(seed)
+    pick = rng.choice
+    return normal(
+        Recipe(
+            cell=pick(list(CELLS)), mutant=mutant, steps=5, width=pick((3, 4, 5)),
+            header=pick(("range", *BACKWARDS)), access=pick(ACCESSES), init=pick(INITS),
+            collect=pick(COLLECTS), read=pick(READS), contract=pick(CONTRACTIONS),
+            helper=rng.random() < 0.5, project=rng.random() < 0.3,
+            order=rng.randrange(10**6), variant=rng.randrange(6),
+        )
+    )  # fmt: skip
+
+
+def forms(recipe):
+    program = Program(recipe)
+    return [analyse(s.program).form for s in steps_of(program.load(), *program.inputs())]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_cells_in_any_spelling(seed):
+    recipe = drawn(seed)
+    assert forms(recipe) == [recipe.form]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24, 424))
+def test_cells_in_many_spellings(seed):
+    recipe = drawn(seed)
+    assert forms(recipe) == [recipe.form]
+
+
+@pytest.mark.parametrize("mutant", ["tanh", "clamp", "gate_on_state"])
+@pytest.mark.parametrize("seed", range(4))
+def test_near_misses_are_nonlinear(seed, mutant):
+    assert set(forms(drawn(seed, mutant))) == {"nonlinear"}
