@@ -1,5 +1,6 @@
 """Contractions of a state taken one step early: when they are, and that nothing changes."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import programs
 from gradients import derived
 from harness import forward
 
-from tenfuse.emit.cpp.retime import early, shared
+from tenfuse.emit.cpp.retime import early, repeated, shared
 from tenfuse.emit.cpp.simplify import simplify
 from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import Builder, CarrySpec, Contract, Input, OutSpec, StepProgram, prune, validate
@@ -124,3 +125,45 @@ def test_a_state_read_under_other_names_is_summed_in_its_step():
 @pytest.mark.parametrize("program", [programs.ema(), programs.ten()], ids=["no sum", "mixed axes"])
 def test_left_where_it_is(program):
     assert early(simplify(program)).first is None
+
+
+def discretised(fn="exp"):
+    """h <- f(d A) h + d b, y = C h: the discretisation of a state-space model inside its loop."""
+    b = Builder()
+    h, d = b.input("carry", 0, ("b", "k", "v")), b.input("stream", 0, ("b", "k"))
+    w, c, a = (
+        b.input("stream", 1, ("b", "v")),
+        b.input("stream", 2, ("b", "v")),
+        b.input("invariant", 0, ("k", "v")),
+    )
+    gate = b.call(fn, b.call("neg", b.call("mul", d, a)))
+    new = b.call("add", b.call("mul", gate, h), b.call("mul", d, w))
+    out = b.contract(b.call("mul", new, c), "v")
+    sizes = {"b": 2, "k": 35, "v": 16}
+    own = ("b", "k", "v")
+    return StepProgram(tuple(b.nodes), sizes, (CarrySpec(own, new, own),), (OutSpec(out, ("b", "k")),))
+
+
+@pytest.mark.parametrize("fn,times", [("exp", 1), ("abs", 0)])
+def test_costly_functions_of_the_inputs_are_computed_once(fn, times):
+    program = simplify(discretised(fn))
+    back = simplify(adjoint(program, range(3), (0,)).program)
+    forward_again = prune(dataclasses.replace(program, outs=()))
+    assert len(repeated(forward_again, back)) == times
+    again = early(forward_again, repeated(forward_again, back))
+    reading = shared(back, again)
+    assert sum(getattr(n, "fn", "") == "exp" for n in reading.nodes) == 0
+
+
+def test_a_costly_function_of_the_state_is_not_kept():
+    program = simplify(two_sums())
+    back = simplify(adjoint(program, range(3), ()).program)
+    kept = [program.nodes[r] for r in repeated(program, back)]
+    assert {n.fn for n in kept} == {"sigmoid", "sin"}
+
+
+@pytest.mark.parametrize("steps,chunk", [(1, 4), (4, 4), (5, 4), (11, 4)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_discretised_backward(steps, chunk, reverse):
+    for _, mine, theirs in derived(discretised(), steps, chunk, "f64", reverse=reverse):
+        close(mine.reshape(theirs.shape), theirs)

@@ -8,14 +8,17 @@ for operation: only the time changes.
 
 Streams of the next step are inputs of kind "ahead"; past the last step they may be
 anything.  Values that the recomputed forward program carries so are states that the
-adjoint need not sum again (``shared``).
+adjoint need not sum again (``shared``); costly functions of its streams are carried too,
+for the adjoint to read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
+from tenfuse.emit.cpp.preamble import cost
 from tenfuse.step.program import (
     AxisName,
     Builder,
@@ -33,6 +36,8 @@ from tenfuse.step.program import (
 
 SMALLER = 4
 """A sum is carried over only if it has this many times fewer entries than what is summed."""
+COSTLY = 10
+"""Operations from which on a value is worth storing and loading again."""
 _COMMUTES = frozenset({"add", "mul", "maximum", "minimum", "eq", "ne", "logical_and", "logical_or"})
 
 
@@ -51,10 +56,10 @@ def untimed(program: StepProgram) -> Early:
     return Early(program, None, len(program.carries))
 
 
-def early(program: StepProgram) -> Early:
-    """``program`` with every contraction carried over that can be."""
+def early(program: StepProgram, kept: Sequence[Ref] = ()) -> Early:
+    """``program`` with every contraction carried over that can be, and the nodes ``kept``."""
     stage = _stages(program)
-    found = [r for r in _live(program) if _can_move(program, stage, r)]
+    found = [r for r in _live(program) if r in kept or _can_move(program, stage, r)]
     since = len(program.carries)
     if not found:
         return Early(program, None, since)
@@ -80,11 +85,7 @@ def _stages(program: StepProgram) -> list[int]:
 
 
 def _live(program: StepProgram) -> list[Ref]:
-    live = set(program.roots())
-    for i in range(len(program.nodes) - 1, -1, -1):
-        if i in live:
-            live |= set(arguments(program.nodes[i]))
-    return sorted(live)
+    return sorted(_needed(program, set()))
 
 
 def _inputs(program: StepProgram, ref: Ref) -> list[Input]:
@@ -200,6 +201,40 @@ def shared(adjoint: StepProgram, forward: Early) -> StepProgram:
     )
 
 
+def repeated(forward: StepProgram, adjoint: StepProgram) -> list[Ref]:
+    """Costly functions of streams and invariants in ``forward`` that ``adjoint`` computes too.
+
+    What they take in the cache, one value for each step of a chunk, is at most what the
+    states take.
+    """
+    names = _Names()
+    mine, its = names.of(forward), {n: r for r, n in enumerate(names.of(adjoint))}
+    needed = _needed(adjoint, set())
+    axes = forward.axes_of()
+    room = sum(_volume(forward, frozenset(c.axes)) for c in forward.carries)
+    found: list[Ref] = []
+    for r in reversed(_live(forward)):
+        node, twin = forward.nodes[r], its.get(mine[r])
+        if not isinstance(node, Pointwise) or cost(node.fn) < COSTLY or twin not in needed:
+            continue
+        kinds = {n.kind for n in _inputs(forward, r)}
+        size = _volume(forward, axes[r])
+        if "stream" in kinds and kinds <= {"stream", "invariant"} and size <= room:
+            room -= size
+            found.append(r)
+            needed = _needed(adjoint, {its[mine[f]] for f in found})
+    return sorted(found)
+
+
+def _needed(program: StepProgram, known: set[Ref]) -> set[Ref]:
+    """The nodes to compute when those in ``known`` are."""
+    live = set(program.roots())
+    for i in range(len(program.nodes) - 1, -1, -1):
+        if i in live and i not in known:
+            live |= set(arguments(program.nodes[i]))
+    return live - known
+
+
 class _Names:
     """One number for equal values of two programs, arguments of sums and products in any order."""
 
@@ -221,4 +256,4 @@ class _Names:
         return found
 
 
-__all__ = ["Early", "early", "shared", "untimed"]
+__all__ = ["COSTLY", "Early", "early", "repeated", "shared", "untimed"]

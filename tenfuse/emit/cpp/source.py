@@ -17,13 +17,13 @@ from collections.abc import Callable
 
 from tenfuse.emit.cpp.isa import Isa
 from tenfuse.emit.cpp.nest import Access, NestWriter
-from tenfuse.emit.cpp.preamble import STORAGE, preamble
-from tenfuse.emit.cpp.retime import Early, early, shared, untimed
+from tenfuse.emit.cpp.preamble import STORAGE, cost, preamble
+from tenfuse.emit.cpp.retime import COSTLY, Early, early, repeated, shared, untimed
 from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store, reads_carry
 from tenfuse.emit.cpp.simplify import simplify
 from tenfuse.emit.cpp.spaces import Axis, choose, partial_sums
 from tenfuse.plan.kernel import Kernel, Operand
-from tenfuse.step.program import AxisName, CarrySpec, Input, OutSpec, Ref, StepProgram
+from tenfuse.step.program import AxisName, CarrySpec, Input, OutSpec, Pointwise, Ref, StepProgram
 
 Size = int | str
 ITEM = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2, "bool": 1}
@@ -94,13 +94,16 @@ class KernelWriter:
 
     def _choose(self, kernel: Kernel) -> None:
         """Settle programs and layouts: contractions are taken a step early where that saves sweeps."""
-        again = early(kernel.recompute) if kernel.recompute else None
-        reading = shared(kernel.program, again) if again else kernel.program
-        options = [(untimed(kernel.program), untimed(kernel.recompute) if kernel.recompute else None)]
-        if again and again.first:
-            options.append((untimed(reading), again))
-        if (main := early(reading)).first:
-            options.append((main, again))
+        options: list[tuple[Early, Early | None]] = []
+        plain = untimed(kernel.recompute) if kernel.recompute else None
+        agains = [plain]
+        if kernel.recompute:
+            kept = repeated(kernel.recompute, kernel.program)
+            agains += [early(kernel.recompute)] + ([early(kernel.recompute, kept)] if kept else [])
+        for again in agains:
+            reading = shared(kernel.program, again) if again else kernel.program
+            options += [(untimed(reading), again)] if again is plain or (again and again.first) else []
+            options += [(main, again)] if (main := early(reading)).first else []
         best = None
         for main, again in options:
             second = again.program if again else None
@@ -114,9 +117,14 @@ class KernelWriter:
         _, self.kernel, self.spaces, self.last, self.state_last, self.main, self.again = best
 
     def _swept(self, program: StepProgram, last: dict[int, int]) -> int:
-        """Vector iterations of all nests of one step."""
+        """Vector iterations of all nests of one step, those with costly functions counted more."""
         scheduler = Scheduler(self.kernel, program, self.spaces, self.isa, last, self.state_last)
-        return sum(map(self._volume, scheduler.run()))
+        total = 0
+        for nest in scheduler.run():
+            nodes = [program.nodes[r] for r in scheduler.computed(nest) - nest.kept]
+            costs = [cost(n.fn) for n in nodes if isinstance(n, Pointwise)]
+            total += self._volume(nest) * (1 + sum(c for c in costs if c >= COSTLY) // 5)
+        return total
 
     def _shares(self) -> frozenset[int]:
         """Outputs of which each task computes a share: they are summed over threads."""
