@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from tenfuse.capture.loop import Loop
 from tenfuse.capture.roll import Kept, find_loops
 from tenfuse.config import Options
 from tenfuse.emit.cpp import emit
+from tenfuse.plan.choose import ALGORITHMS, Choice, choose
 from tenfuse.plan.loop import LoopPlan
 from tenfuse.reasons import DEVICE, INTERNAL, Refusal, Refused, refuse
 from tenfuse.report.registry import record
@@ -32,13 +34,13 @@ from tenfuse.report.report import LoopReport, Report
 from tenfuse.rewrite.assemble import Fused, assemble
 from tenfuse.rewrite.splice import lower, splice
 from tenfuse.rewrite.tree import restore
-from tenfuse.runtime.op import kernel_name, launches, prepare, product_role
 from tenfuse.runtime.compile import compiler
 from tenfuse.runtime.firstcall import checked
+from tenfuse.runtime.op import kernel_name, launches, prepare, product_role
 from tenfuse.step.fission import split
 from tenfuse.step.normalize import normalize
 from tenfuse.step.reader import read
-from tenfuse.step.show import formula
+from tenfuse.study import Study, study, told
 
 log = logging.getLogger("tenfuse")
 door.install()
@@ -133,7 +135,7 @@ def transform(gm: fx.GraphModule, options: Options, build: bool) -> Outcome:
             reports.append(_kept(found.span, found.steps, found.refusal))
             continue
         try:
-            fused = fuse(found, copy, options)
+            fused, known = fuse(found, copy, options)
             kernels = _kernels(fused, build)
         except Refused as refused:
             reports.append(_kept(found.span, _steps(found), refused.refusal))
@@ -147,7 +149,7 @@ def transform(gm: fx.GraphModule, options: Options, build: bool) -> Outcome:
             reports.append(_kept(found.span, _steps(found), refusal))
             continue
         splice(copy, found, fused.module)
-        reports.append(_fused(found, fused, kernels))
+        reports.append(_fused(found, fused, known, kernels, prove=not build))
         fused_here += 1
     graph = lower(copy) if fused_here else gm
     return _nested(graph, gm, options, build, reports)
@@ -182,13 +184,27 @@ def _is_combine(node: fx.Node) -> bool:
     return any(user.target in scans for user in node.users)
 
 
-def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> Fused:
-    """One loop through step, plan and assembly; raises ``Refused``."""
+def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> tuple[Fused, Study | None]:
+    """One loop through step, algebra, plan and assembly; raises ``Refused``."""
     _check_target(loop, options)
     step = normalize(loop, _autocast(loop, gm))
     parts = split(step)
     core = read(step, parts) if step.live else None
-    return assemble(loop, step, parts, core, _grads_on(loop, gm), options.chunk)
+    known = study(core.program, core.carries) if core is not None else None
+    fused = assemble(
+        loop, step, parts, core, _grads_on(loop, gm), options.chunk, functools.partial(_choose, known)
+    )
+    return fused, known
+
+
+def _choose(known: Study | None, steps: int) -> Choice:
+    """The algorithm for ``steps`` steps; 0 where only the sequential kernel will do."""
+    assert known is not None
+    cores = torch.get_num_threads()
+    choice = choose(known.program, known.recurrence if steps else None, steps, cores)
+    if choice.chunks is not None and not (known.split.proved and known.chunk.proved):
+        return choose(known.program, None, steps, cores)
+    return choice
 
 
 def _check_target(loop: Loop, options: Options) -> None:
@@ -242,16 +258,17 @@ def _steps(loop: Loop) -> int:
 
 def _kernels(fused: Fused, build: bool) -> tuple[tuple[str, str, str], ...]:
     """Name, language and source of every kernel; compiled if ``build``."""
-    if fused.plan is None or fused.key is None:
+    jobs = [(key, role, kernel) for key, plan in fused.plans.items() for role, kernel in _roles(plan).items()]
+    if not jobs:
         return ()
-    jobs = _roles(fused.plan)
     if build:
-        key = fused.key
         with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
-            sources = list(pool.map(lambda role: prepare(jobs[role], key, role).source, jobs))
+            sources = list(pool.map(lambda job: prepare(job[2], job[0], job[1]).source, jobs))
     else:
-        sources = [emit(kernel, compiler().isa) for kernel in jobs.values()]
-    return tuple((kernel_name(fused.key, role), "cpp", s) for role, s in zip(jobs, sources, strict=True))
+        sources = [emit(kernel, compiler().isa) for _, _, kernel in jobs]
+    return tuple(
+        (kernel_name(key, role), "cpp", text) for (key, role, _), text in zip(jobs, sources, strict=True)
+    )
 
 
 def _roles(plan: LoopPlan) -> dict[str, Any]:
@@ -266,18 +283,27 @@ def _kept(span: Any, steps: int, refusal: Refusal) -> LoopReport:
     return LoopReport.kept(span, steps, refusal)
 
 
-def _fused(loop: Loop, fused: Fused, kernels: tuple[tuple[str, str, str], ...]) -> LoopReport:
+def _fused(
+    loop: Loop, fused: Fused, known: Study | None, kernels: tuple[tuple[str, str, str], ...], prove: bool
+) -> LoopReport:
+    """``prove`` the normal form for the report even where the plan does not rest on it."""
     counters["tenfuse"]["fused"] += 1
-    program = fused.plan.forward.program if fused.plan is not None else None
     evidence = [loop.proof] if loop.proof else []
-    if program is not None:
-        evidence.append(f"{len(program.nodes)} nodes over {len(program.sizes)} named axes stay in the kernel")
+    if known is None or fused.choice is None:
+        return LoopReport.fused(
+            loop.span, _steps(loop), form="map", algorithm="batched", evidence=tuple(evidence)
+        )
+    chunked = fused.choice.chunks is not None
+    evidence += [told(known.split)] if prove or chunked else []
+    evidence += [told(known.chunk)] if chunked or (prove and known.form in ALGORITHMS) else []
+    program = known.program
+    evidence.append(f"{len(program.nodes)} nodes over {len(program.sizes)} named axes depend on the state")
     return LoopReport.fused(
         loop.span,
         _steps(loop),
-        form="map" if program is None else "unclassified",
-        formula="" if program is None else formula(program),
-        algorithm="batched" if program is None else "sequential",
+        form=known.form,
+        formula=known.formula,
+        algorithm=fused.choice.algorithm,
         kernels=kernels,
-        evidence=tuple(evidence),
+        evidence=(*evidence, *fused.choice.lines),
     )

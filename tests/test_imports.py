@@ -23,6 +23,8 @@ IR = {
 
 BORDERS = {
     "algebra/names.py": {"tenfuse.step.tensors"},
+    "plan/choose.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.parts"},
+    "plan/chunked.py": {"tenfuse.algebra.chunk"},
     "plan/keep.py": {"tenfuse.step.adjoint"},
     "plan/loop.py": {"tenfuse.step.adjoint", "tenfuse.step.axes", "tenfuse.step.reader"},
     "plan/product.py": {"tenfuse.step.adjoint"},
@@ -32,8 +34,12 @@ BORDERS = {
     "runtime/compile.py": {"tenfuse.emit.cpp.isa"},
     "runtime/launch.py": {"tenfuse.emit.cpp", "tenfuse.emit.cpp.source"},
     "rewrite/assemble.py": {
-        "tenfuse.plan.loop", "tenfuse.runtime.op",
+        "tenfuse.plan.choose", "tenfuse.plan.loop", "tenfuse.runtime.op",
         "tenfuse.step.fission", "tenfuse.step.normalize", "tenfuse.step.reader",
+    },
+    "rewrite/chunked.py": {
+        "tenfuse.plan.chunked", "tenfuse.plan.core", "tenfuse.plan.loop", "tenfuse.runtime.op",
+        "tenfuse.step.batched", "tenfuse.step.reader",
     },
     "rewrite/join.py": {"tenfuse.capture.record"},
     "rewrite/splice.py": {"tenfuse.capture.record"},

@@ -19,8 +19,10 @@ import torch.fx as fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.capture.loop import Loop, Stream
+from tenfuse.plan.choose import Choice
 from tenfuse.plan.loop import Examples, LoopPlan, Wanted, plan
 from tenfuse.reasons import NOT_BATCHABLE, Refused, refuse
+from tenfuse.rewrite.chunked import Chunked, whole_pieces
 from tenfuse.runtime.op import register
 from tenfuse.step.fission import Fission, ancestors
 from tenfuse.step.normalize import Aten, fake_mode
@@ -28,14 +30,19 @@ from tenfuse.step.reader import Placed, Step
 
 aten = torch.ops.aten
 
+Chooser = Callable[[int], Choice]
+
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """``module`` replaces the loop; ``plan`` and ``key`` are None for loops without a carry."""
+    """``module`` replaces the loop; ``plans``, by key, are those of the kernels it launches.
+
+    A loop without a carry has no kernels and no ``choice``.
+    """
 
     module: fx.GraphModule
-    plan: LoopPlan | None
-    key: str | None
+    plans: dict[str, LoopPlan]
+    choice: Choice | None
 
 
 def _value(x: Any) -> Any:
@@ -101,10 +108,20 @@ def requires_grad(step: Aten, leaves: dict[fx.Node, bool]) -> dict[fx.Node, bool
 
 
 def assemble(
-    loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int | str
+    loop: Loop,
+    step: Aten,
+    parts: Fission,
+    core: Step | None,
+    grads: bool,
+    chunk: int | str,
+    chooser: Chooser,
 ) -> Fused:
-    """The graph that replaces ``loop``; ``grads`` says whether gradients may flow at all."""
-    maker = _Assembly(loop, step, parts, core, grads, None if chunk == "auto" else int(chunk))
+    """The graph that replaces ``loop``.
+
+    ``grads`` says whether gradients may flow at all; ``chooser`` picks the algorithm, given
+    the number of steps, or 0 where only the sequential kernel will do.
+    """
+    maker = _Assembly(loop, step, parts, core, grads, None if chunk == "auto" else int(chunk), chooser)
     try:
         return maker.trace()
     except Refused:
@@ -117,12 +134,20 @@ def assemble(
 
 class _Assembly:
     def __init__(
-        self, loop: Loop, step: Aten, parts: Fission, core: Step | None, grads: bool, chunk: int | None
+        self,
+        loop: Loop,
+        step: Aten,
+        parts: Fission,
+        core: Step | None,
+        grads: bool,
+        chunk: int | None,
+        chooser: Chooser,
     ) -> None:
         self.loop, self.step, self.parts, self.core, self.chunk = loop, step, parts, core, chunk
+        self.chooser = chooser
         self.runner = _Runner(step.graph)
-        self.plan: LoopPlan | None = None
-        self.key: str | None = None
+        self.plans: dict[str, LoopPlan] = {}
+        self.choice: Choice | None = None
         holders = [n for n in loop.body.graph.nodes if n.op == "placeholder"]
         self.bodies = [_value(h) for h in holders]
         n, m = len(loop.carries), len(loop.streams)
@@ -167,7 +192,7 @@ class _Assembly:
         with torch.no_grad(), fake_mode(tensors):
             traced = make_fx(run, _allow_non_fake_inputs=True)(*tensors)
         traced.graph.eliminate_dead_code()
-        return Fused(self._with_all_inputs(traced, tensor_at), self.plan, self.key)
+        return Fused(self._with_all_inputs(traced, tensor_at), self.plans, self.choice)
 
     def _with_all_inputs(self, traced: fx.GraphModule, tensor_at: list[int]) -> fx.GraphModule:
         """The traced graph with a placeholder for numbers too, so that inputs line up."""
@@ -283,18 +308,37 @@ class _Assembly:
             tuple(self.grads.get(n, False) for n in stream_nodes),
             tuple(self.grads.get(n, False) for n in constant_nodes),
         )
-        places = (
+        placed = Step(
+            core.program,
             _positioned(core.carries, live),
             _positioned(core.streams, stream_nodes),
             _positioned(core.invariants, constant_nodes),
             _positioned(core.outs, export_nodes),
         )
+        whole = isinstance(steps, int) and self.chunk is None and whole_pieces(placed, exports, inits)
+        self.choice = self.chooser(steps if whole else 0)
         examples = Examples(inits, streams, invariants, exports)
-        self.plan = plan(core.program, places, examples, wanted, self.loop.reverse, self.chunk)
-        self.key = register(self.plan)
-        found = torch.ops.tenfuse.loop(list(inits), streams, invariants, steps, self.key, wanted.any)
-        finals = dict(zip(live, found[: len(inits)], strict=True))
-        return finals, dict(zip(export_nodes, found[len(inits) : len(inits) + len(exports)], strict=True))
+        if self.choice.chunks is not None:
+            run = Chunked(placed, self.choice.chunks, examples, wanted, self.loop.reverse)
+            last, outs = run.run(steps)
+            self.plans = run.plans
+        else:
+            last, outs = self._sequential(placed, examples, wanted, steps)
+        return dict(zip(live, last, strict=True)), dict(zip(export_nodes, outs, strict=True))
+
+    def _sequential(
+        self, placed: Step, given: Examples, wanted: Wanted, steps: Any
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """One kernel over all steps."""
+        places = (placed.carries, placed.streams, placed.invariants, placed.outs)
+        made = plan(placed.program, places, given, wanted, self.loop.reverse, self.chunk)
+        key = register(made)
+        self.plans = {key: made}
+        found = torch.ops.tenfuse.loop(
+            list(given.carries), list(given.streams), list(given.invariants), steps, key, wanted.any
+        )
+        n, m = len(given.carries), len(given.exports)
+        return list(found[:n]), list(found[n : n + m])
 
     def _stack(
         self, node: fx.Node, static: dict[fx.Node, Any], stacked: dict[fx.Node, torch.Tensor], steps: Any

@@ -1,8 +1,8 @@
 """Compute nodes of a ``StepProgram`` in torch, quickly, for many steps at once.
 
-Takes a program and its inputs as named tensors, which may have axes of their own that the
-program does not know (the chunks of a sequence, batched); leaves the named values of the
-nodes asked for.  Everything is plain differentiable torch: sums of products become
+Takes a program and its inputs as named tensors, which may have more axes, in front, than
+the program knows (the chunks of a sequence, batched); leaves the named values of the nodes
+asked for.  Everything is plain differentiable torch: sums of products become
 ``torch.einsum``, so that a matrix library computes them, and scans are done in a
 logarithmic number of rounds (Hillis and Steele 1986, "Data parallel algorithms").
 
@@ -36,14 +36,14 @@ from tenfuse.step.program import (
 )
 
 _REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
-_RINGS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor], float, float]] = {
-    "sum-product": (torch.add, torch.mul, 0.0, 1.0),
-    "max-plus": (torch.maximum, torch.add, -math.inf, 0.0),
-    "min-plus": (torch.minimum, torch.add, math.inf, 0.0),
-    "log-plus": (torch.logaddexp, torch.add, -math.inf, 0.0),
-    "or-and": (torch.maximum, torch.minimum, 0.0, 1.0),
+_RINGS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor], float]] = {
+    "sum-product": (torch.add, torch.mul, 1.0),
+    "max-plus": (torch.maximum, torch.add, 0.0),
+    "min-plus": (torch.minimum, torch.add, 0.0),
+    "log-plus": (torch.logaddexp, torch.add, 0.0),
+    "or-and": (torch.maximum, torch.minimum, 1.0),
 }
-"""What adds, what multiplies, zero and one."""
+"""What adds, what multiplies, and the one of it."""
 
 
 class Evaluator:
@@ -81,7 +81,7 @@ class Evaluator:
     def _compute(self, node: Node) -> Named:
         if isinstance(node, Input):
             tensor, axes = self.inputs[node.kind, node.index]
-            return tensor.to(self.dtype), axes
+            return tensor.to(self.dtype), (*axes[: len(axes) - len(node.axes)], *node.axes)
         if isinstance(node, Const):
             return torch.full((), node.value, dtype=self.dtype, device=self.device), ()
         if isinstance(node, Contract):
@@ -121,9 +121,11 @@ class Evaluator:
             axes = tuple(a for a in both if a in others or a in kept)
             pair = self._pair(values[i], values[j], axes)
             values = [v for n, v in enumerate(values) if n not in (i, j)] + [(pair, axes)]
-        return self._pair(*values, kept)
+        return self._pair(values[0], values[1], kept)
 
     def _pair(self, left: Named, right: Named, kept: Sequence[AxisName]) -> torch.Tensor:
+        if {*left[1], *right[1]} <= set(kept):
+            return aligned(left, kept) * aligned(right, kept)
         letters = {a: n for n, a in enumerate(dict.fromkeys((*left[1], *right[1])))}
         return torch.einsum(
             left[0], [letters[a] for a in left[1]],
@@ -156,7 +158,7 @@ class Evaluator:
 
     def _scan(self, node: Scan) -> Named:
         decay, arg = self.value(node.decay), self.value(node.arg)
-        plus, times, zero, one = _RINGS[node.semiring]
+        plus, times, one = _RINGS[node.semiring]
         own = {*decay[1], *arg[1]} - {node.axis, *node.rows, *node.cols}
         axes = (node.axis, *sorted(own), *node.rows)
         values = expanded(arg, axes, self.sizes)
