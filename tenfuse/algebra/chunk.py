@@ -78,7 +78,7 @@ class _Maker:
         for node in recurrence.nodes:
             self.axes.append(node_axes(node, self.axes))
         self.at = self._positions(length, block)
-        self.sums = Sums(self.build, self.sizes)
+        self.sums = Sums(self.build, self.sizes, program.dynamic | recurrence.dynamic)
         self.lift = Lift(recurrence.nodes, self.sums, self.at.rows, self._read, self.sizes)
         self.states: dict[int, States] = {}
 

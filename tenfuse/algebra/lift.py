@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tenfuse.algebra.recurrence import Affine
-from tenfuse.algebra.summed import Sums
+from tenfuse.algebra.summed import Sums, Unchunkable
 from tenfuse.step.program import (
     ORDERED,
     AxisName,
@@ -25,10 +25,6 @@ from tenfuse.step.program import (
     Ref,
     node_axes,
 )
-
-
-class Unchunkable(Exception):
-    """No chunk program: the sequential one remains.  Says why in one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +182,8 @@ class Lift:
 
     def fresh(self, axis: AxisName, size: int = 0) -> AxisName:
         """Another name for an axis like ``axis``, or for one of the given size."""
+        if not size and axis in self.sums.dynamic:
+            raise Unchunkable("a dimension of dynamic size is summed over")
         self._fresh += 1
         name = f"{axis.split('~')[0]}~{self._fresh}"
         self.sizes[name] = size or self.sizes[axis]

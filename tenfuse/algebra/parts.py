@@ -1,8 +1,9 @@
 """What of a step is done for all steps at once, what step after step, and what each costs.
 
-Takes a ``StepProgram`` (of one step or of a chunk); leaves its nodes in three parts, by
-reachability: ``before`` reads no carry, ``core`` lies on a way from a carry to a carry,
-``after`` reads a carry and feeds nothing back.  Only the core is sequential.
+Takes a ``StepProgram`` (of one step or of a chunk); leaves its nodes in parts, by
+reachability: ``once`` reads nothing that changes from step to step, ``before`` reads no
+carry, ``core`` lies on a way from a carry to a carry, ``after`` reads a carry and feeds
+nothing back.  Only the core is sequential.
 
 Operations are counted per step.  A product whose every reader sums it is part of a matrix
 product and never stored; a Contract of such a product counts two operations per entry.
@@ -56,28 +57,26 @@ class Parts:
     before: Part
     core: Part
     after: Part
+    once: Part
 
 
 def parts(program: StepProgram, sizes: Mapping[AxisName, int] | None = None) -> Parts:
-    """The three parts; ``sizes`` override those of the program (dynamic axes)."""
-    reached = _reached(program)
+    """The parts; ``sizes`` override those of the program (dynamic axes)."""
+    reached = _reached(program, ("carry",))
+    changing = _reached(program, ("carry", "stream", "state"))
     feeding = _feeding(program)
-    everything = range(len(program.nodes))
-    split = (
-        frozenset(i for i in everything if i not in reached),
-        frozenset(reached & feeding),
-        frozenset(reached - feeding),
-    )
+    everything = set(range(len(program.nodes)))
+    split = (changing - reached, reached & feeding, reached - feeding, everything - changing)
     count = _Count(program, {**program.sizes, **(sizes or {})})
-    return Parts(*(count.part(nodes) for nodes in split))
+    return Parts(*(count.part(frozenset(nodes)) for nodes in split))
 
 
-def _reached(program: StepProgram) -> set[Ref]:
-    """The nodes that a carry reaches."""
+def _reached(program: StepProgram, kinds: tuple[str, ...]) -> set[Ref]:
+    """The nodes that an input of one of the kinds reaches."""
     found: set[Ref] = set()
     for i, node in enumerate(program.nodes):
-        carry = isinstance(node, Input) and node.kind == "carry"
-        if carry or any(a in found for a in arguments(node)):
+        entering = isinstance(node, Input) and node.kind in kinds
+        if entering or any(a in found for a in arguments(node)):
             found.add(i)
     return found
 

@@ -30,11 +30,17 @@ def _merged(
     return chosen, (bound & here) - frozenset[AxisName]().union(*rest), rest
 
 
+class Unchunkable(Exception):
+    """No chunk program: the sequential one remains.  Says why in one sentence."""
+
+
 class Sums:
     """``sizes`` may still grow while programs are built."""
 
-    def __init__(self, build: Builder, sizes: Mapping[AxisName, int]) -> None:
-        self.build, self.sizes = build, sizes
+    def __init__(
+        self, build: Builder, sizes: Mapping[AxisName, int], dynamic: frozenset[AxisName] = frozenset()
+    ) -> None:
+        self.build, self.sizes, self.dynamic = build, sizes, dynamic
         self._stateful: dict[Ref, bool] = {}
 
     def stateful(self, ref: Ref) -> bool:
@@ -56,6 +62,8 @@ class Sums:
             left = [f for f in left if f not in group]
             left.append(self.build.contract(self._times(group), *done))
             axes -= set(done)
+        if self.dynamic & set(absent):
+            raise Unchunkable("a constant is summed over a dimension of dynamic size")
         if absent:
             left.append(self.build.const(math.prod(self.sizes[a] for a in absent)))
         return self._times(left)
@@ -134,4 +142,4 @@ class Sums:
         return left
 
 
-__all__ = ["Sums"]
+__all__ = ["Sums", "Unchunkable"]

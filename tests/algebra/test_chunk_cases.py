@@ -235,3 +235,14 @@ def test_sums_over_time_are_refused():
     out = dataclasses.replace(program.outs[0], accumulate=True)
     with pytest.raises(Unchunkable, match="summed over time"):
         chunk(dataclasses.replace(program, outs=(out,)), analyse(program), 4)
+
+
+def test_dimensions_of_dynamic_size_may_be_anything_but_summed_over():
+    program, _ = program_of("gated")
+    batch = frozenset({program.carries[0].axes[0]})
+    free = dataclasses.replace(program, dynamic=batch)
+    made = chunk(free, analyse(free), 4, block=2)
+    assert made.program.dynamic == batch
+    summed = dataclasses.replace(program, dynamic=frozenset({program.carries[0].axes[2]}))
+    with pytest.raises(Unchunkable, match="dynamic"):
+        chunk(summed, analyse(summed), 4, block=2)

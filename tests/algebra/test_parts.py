@@ -55,7 +55,15 @@ def test_every_node_is_in_one_part():
     program = analysed(loops.kda, sizes(STATE), sizes(KEY, KEY, VALUE, HEAD, KEY), [])[2].program
     made = chunk(program, analyse(program), C).program
     found = parts(made)
-    together = [*found.before.nodes, *found.core.nodes, *found.after.nodes]
+    together = [*found.once.nodes, *found.before.nodes, *found.core.nodes, *found.after.nodes]
     assert sorted(together) == list(range(len(made.nodes)))
     assert found.core.bytes(8) == 2 * found.core.bytes()
     assert isinstance(found.core.matmul, int)
+
+
+def test_powers_of_a_fixed_matrix_are_taken_once():
+    program, _ = loops.program_of("resonance")
+    found = parts(chunk(program, analyse(program), 16).program)
+    k, count = 4, 2
+    assert found.once.other >= 16 * 2 * (count * k) ** 3
+    assert found.core.matmul + found.core.other < 16 * (count * k) ** 2 * 2
