@@ -8,6 +8,7 @@ import torch
 
 from reference import CASES
 from tenfuse.algebra.analyse import analyse
+from tenfuse.algebra.names import original
 from tenfuse.algebra.rebuild import rebuild
 from tenfuse.step import interpret
 from tenfuse.step.program import (
@@ -77,6 +78,32 @@ def test_random_programs_rebuilt(seed):
 @pytest.mark.parametrize("seed", range(60, 2060))
 def test_many_random_programs_rebuilt(seed):
     rebuilt(draw(seed))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_gradients_survive(seed):
+    """Rebuilding changes no cotangent of a carry: selections, cuts and ties included."""
+    program = draw(seed)
+    again = rebuild(analyse(program), program)
+    kinds = ("stream", "invariant")
+    if all(program.inputs(kind) == again.inputs(kind) for kind in kinds):
+        before, after = (run(backward(p), 1)[: len(program.carries)] for p in (program, again))
+        for x, y in zip(before, after, strict=True):
+            torch.testing.assert_close(y, x, rtol=1e-8, atol=1e-8, equal_nan=True)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_dynamic_size_is_nowhere_a_number(seed):
+    """Analysed at one size, right at another."""
+    dynamic = frozenset({"b"}) if seed % 3 == 0 else frozenset({"v"}) if seed % 3 == 1 else frozenset("kj")
+    program = dataclasses.replace(draw(seed), dynamic=dynamic)
+    again = rebuild(analyse(program), program)
+
+    def wide(one):
+        sizes = {a: 7 if original(a, program.sizes) in dynamic else n for a, n in one.sizes.items()}
+        return dataclasses.replace(one, sizes=sizes)
+
+    assert_same(wide(program), wide(again))
 
 
 def made(build, sizes, carries, outs=()):
