@@ -112,7 +112,8 @@ def _is_outer(node: fx.Node) -> bool:
     """A matmul over a dimension of length one: a product of broadcasts, nothing is summed."""
     if node.target not in (aten.mm.default, aten.bmm.default):
         return False
-    return node.args[0].meta["val"].shape[-1] == 1  # type: ignore[union-attr]
+    inner = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
+    return isinstance(inner, int) and inner == 1
 
 
 def _has_rule(node: fx.Node) -> bool:
