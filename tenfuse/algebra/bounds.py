@@ -20,14 +20,30 @@ from collections.abc import Mapping
 from tenfuse.algebra.interval import (
     ANY,
     BALL,
+    INF,
+    POSITIVE,
     TRANSFER,
     UNIT,
     Interval,
+    hull,
     meet,
     scale,
     square,
 )
-from tenfuse.step.program import Const, Contract, Input, Node, Pointwise, Ref, StepProgram
+from tenfuse.step.program import (
+    ORDERED,
+    Const,
+    Contract,
+    Input,
+    Node,
+    Pointwise,
+    Position,
+    Ref,
+    Rename,
+    Scan,
+    Shift,
+    StepProgram,
+)
 
 _NONE: frozenset[Ref] = frozenset()
 _GROWS = {"maximum", "clamp_min", "add"}
@@ -67,6 +83,8 @@ class _Sweep:
             return Interval(node.value, node.value) if node.value == node.value else ANY
         if isinstance(node, Contract):
             return self._contract(node)
+        if isinstance(node, ORDERED):
+            return self._ordered(node)
         if not isinstance(node, Pointwise) or node.fn not in TRANSFER:
             return ANY
         plain = TRANSFER[node.fn](*(self.found[a] for a in node.args))
@@ -90,6 +108,20 @@ class _Sweep:
         for axis in sorted(node.axes):
             arg = scale(arg, None if axis in self.program.dynamic else self.program.sizes[axis])
         return arg
+
+    def _ordered(self, node: Node) -> Interval:
+        """Along the positions of a chunk; of a scan only its sign is known."""
+        if isinstance(node, Position):
+            last = None if node.axis in self.program.dynamic else self.program.sizes[node.axis] - 1
+            return Interval(0.0, INF if last is None else float(max(last, 0)))
+        if isinstance(node, Rename):
+            return self.found[node.arg]
+        if isinstance(node, Shift):
+            return hull(self.found[node.arg], Interval(node.fill, node.fill))
+        if isinstance(node, Scan) and node.semiring == "sum-product" and not node.rows:
+            decay, arg = self.found[node.decay], self.found[node.arg]
+            return POSITIVE if decay.low >= 0.0 and arg.low >= 0.0 else ANY
+        return ANY
 
     def _below(self, node: Node) -> frozenset[Ref]:
         """What the node dominates besides itself."""

@@ -27,10 +27,10 @@ from tenfuse.algebra.recurrence import BLOCK, FORMS, Affine, Recurrence, Stage
 from tenfuse.algebra.shrink import shrunk
 from tenfuse.algebra.symbols import ZERO, Field, GaveUp
 from tenfuse.algebra.tiny import sizes_for, unknowns
-from tenfuse.step.program import AxisName, Input, Ref, StepProgram, arguments
+from tenfuse.step.program import AxisName, Input, Pointwise, Ref, StepProgram, arguments
 
 SECONDS = 2.0
-"""The deadline of one certificate unless the caller says otherwise."""
+"""The deadline of one certificate, in processor time, unless the caller says otherwise."""
 _NOTHING = {"max-plus": float("-inf"), "log-plus": float("-inf"), "min-plus": float("inf")}
 """A semiring's zero, where it is not 0."""
 
@@ -44,6 +44,8 @@ class Certificate:
     sizes: tuple[tuple[AxisName, int], ...]
     seconds: float
     note: str = ""
+    unfinished: bool = False
+    """It was neither proved nor disproved in the time and space given."""
 
 
 def certificate_to_text(certificate: Certificate) -> str:
@@ -56,12 +58,13 @@ def certificate_from_text(text: str) -> Certificate | None:
         found = json.loads(text)
         sizes = tuple((str(axis), int(size)) for axis, size in found["sizes"])
         proved, claim, note = found["proved"], found["claim"], found["note"]
-        seconds = float(found["seconds"])
+        seconds, unfinished = float(found["seconds"]), found["unfinished"]
     except (ValueError, KeyError, TypeError):
         return None
-    if not isinstance(proved, bool) or not isinstance(claim, str) or not isinstance(note, str):
+    flags, texts = (proved, unfinished), (claim, note)
+    if not all(isinstance(x, bool) for x in flags) or not all(isinstance(x, str) for x in texts):
         return None
-    return Certificate(proved, claim, sizes, seconds, note)
+    return Certificate(proved, claim, sizes, seconds, note, unfinished)
 
 
 class Differs(Exception):
@@ -85,12 +88,13 @@ def certify(program: StepProgram, recurrence: Recurrence, seconds: float = SECON
 def attempt(claim: str, sizes: dict[AxisName, int], seconds: float, prove: object) -> Certificate:
     """The certificate for what ``prove(field)`` shows; it raises ``Differs`` or ``GaveUp``."""
     assert callable(prove)
-    start, note = time.monotonic(), ""
+    start, note, unfinished = time.thread_time(), "", False
     try:
         prove(Field(start + seconds))
     except (Differs, GaveUp) as why:
-        note = str(why)
-    return Certificate(not note, claim, tuple(sorted(sizes.items())), time.monotonic() - start, note)
+        note, unfinished = str(why), isinstance(why, GaveUp)
+    spent = time.thread_time() - start
+    return Certificate(not note, claim, tuple(sorted(sizes.items())), spent, note, unfinished)
 
 
 def _affines(recurrence: Recurrence) -> Iterable[Affine]:
@@ -156,6 +160,8 @@ def _free(
             raise Differs(f"{what} has a factor or an offset that reads the state")
     for term in update.terms:
         node = recurrence.nodes[term.source]
+        if isinstance(node, Pointwise) and node.fn == "cut":
+            node = recurrence.nodes[node.args[0]]  # its value is the state's, only the gradient is not
         direct = isinstance(node, Input) and node.kind == "carry"
         if not direct and (stage.form != "nonlinear" and any(i not in done for _, i in reads[term.source])):
             raise Differs(f"{what} is called {stage.form} and is linear in a function of the state")

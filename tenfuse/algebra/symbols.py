@@ -35,6 +35,8 @@ _PRIME = (1 << 61) - 1
 _TRUTHS, _POWER = 6, 64
 _SHORT, _NAMED = 6, 60
 """Products of more terms than ``_NAMED`` are taken of names, for sums longer than ``_SHORT``."""
+LANES = range(3)
+"""Random points; truth values are 0 or 1 at each, so one point alone says little of them."""
 UNFOLDED = 100_000
 """More terms than this in one unfolded entry are given up."""
 _MERGED, _NAMES = 5_000, 300
@@ -99,13 +101,13 @@ class Field:
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
         self.table: list[Atom] = []
-        self._values: list[int] = []
+        self._values: tuple[list[int], ...] = tuple([] for _ in LANES)
         self._exact: dict[tuple[str, tuple[Poly, ...]], Poly] = {}
         self._known: dict[tuple[object, ...], list[int]] = {}
         self._random = random.Random(1)
 
     def check(self) -> None:
-        if self.deadline is not None and time.monotonic() > self.deadline:
+        if self.deadline is not None and time.thread_time() > self.deadline:
             raise GaveUp("the deadline has passed")
 
     # -- arithmetic ---------------------------------------------------------------------
@@ -139,6 +141,12 @@ class Field:
         if len(a.terms) * len(b.terms) > _NAMED:
             a, b = self.named(a), self.named(b)
             self.check()
+        return self.expanded(a, b)
+
+    def expanded(self, a: Poly, b: Poly) -> Poly:
+        """The product, multiplied out without names."""
+        if len(a.terms) * len(b.terms) > UNFOLDED:
+            raise GaveUp("an entry has too many terms")
         terms: dict[Monomial, Number] = {}
         for m, c in a.terms.items():
             for n, d in b.terms.items():
@@ -173,7 +181,7 @@ class Field:
             raise GaveUp("an entry has a power too large to multiply out")
         found = ONE
         for _ in range(n):
-            found = self.mul(found, a)
+            found = self.expanded(found, a)
         return found
 
     def inverse(self, a: Poly) -> Poly:
@@ -231,23 +239,26 @@ class Field:
 
     def _new(self, atom: Atom) -> Poly:
         self.table.append(atom)
-        value = self._random.randrange(1, _PRIME)
-        if atom.kind == "inverse":
-            value = pow(self.value(atom.args[0]), -1, _PRIME) if self.value(atom.args[0]) else 1
-        elif atom.kind == "named":
-            value = self.value(atom.args[0])
-        self._values.append(value % 2 if atom.boolean else value)
+        for lane, values in enumerate(self._values):
+            value = self._random.randrange(1, _PRIME)
+            if atom.kind == "inverse":
+                below = self.value(atom.args[0], lane)
+                value = pow(below, -1, _PRIME) if below else 1
+            elif atom.kind == "named":
+                value = self.value(atom.args[0], lane)
+            values.append(value % 2 if atom.boolean else value)
         return Poly({((len(self.table) - 1, 1),): 1})
 
-    def value(self, a: Poly) -> int:
-        """``a`` at one random point of a prime field: different values, different fractions."""
-        total = 0
+    def value(self, a: Poly, lane: int = 0) -> int:
+        """``a`` at a random point of a prime field: different values, different fractions."""
+        values, total = self._values[lane], 0
         for m, c in a.terms.items():
             part = c.numerator % _PRIME
             if c.denominator != 1:
                 part = part * pow(c.denominator, -1, _PRIME) % _PRIME
             for x, e in m:
-                part = part * pow(self._values[x], e, _PRIME) % _PRIME if self._values[x] or e > 0 else 0
+                v = values[x]
+                part = part * (v if e == 1 else pow(v, e, _PRIME) if v or e > 0 else 0) % _PRIME
             total += part
         return total % _PRIME
 
@@ -281,9 +292,11 @@ class Field:
         while names := [x for x in a.atoms() if self.table[x].kind == "named"]:
             x = max(names)
             parts = (
-                self.mul(Poly({tuple(p for p in m if p[0] != x): c}), self.power(self.table[x].args[0], k))
+                self.expanded(
+                    Poly({tuple(p for p in m if p[0] != x): c}), self.power(inner, dict(m).get(x, 0))
+                )
+                for inner in (self.table[x].args[0],)
                 for m, c in a.terms.items()
-                for k in [dict(m).get(x, 0)]
             )
             a = self.total(parts)
         return a

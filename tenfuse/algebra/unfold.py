@@ -11,19 +11,81 @@ from __future__ import annotations
 
 from typing import Any
 
-from tenfuse.algebra.symbols import UNFOLDED, Field, GaveUp, Poly
+from tenfuse.algebra.symbols import LANES, ONE, UNFOLDED, Field, GaveUp, Poly
 
 FOLDED = ("inverse", "named")
+
+
+_SMALL = 24
+"""Over so many atoms, names and denominators counted, a claim goes to sympy as it is."""
 
 
 def unfolded_zero(field: Field, a: Poly, most: int) -> bool:
     """Whether ``a`` is zero; no, or ``GaveUp``, beyond ``most`` terms."""
     try:
-        return _Unfolded(field, a, most).zero()
+        return _split(field, a, most)
     except _TooLong:
         if most < UNFOLDED:
             return False
         raise
+
+
+def _split(field: Field, a: Poly, most: int) -> bool:
+    """Divide and conquer on the newest name or inverse x: a = sum of x^k P_k.
+
+    Where every P_k is zero at a random point, x is left alone and each is proved zero by
+    itself; else x is needed and unfolded.
+    """
+    field.check()
+    if not a.terms or any(field.value(a, i) for i in LANES):
+        return not a.terms
+    folded = [x for x in a.atoms() if field.table[x].kind in FOLDED]
+    if not folded:
+        return False
+    if len(closure(field, a)) <= _SMALL:
+        return _Unfolded(field, a, most).zero()
+    x = max(folded)
+    parts = _powers(a, x)
+    apart = len(parts) > 1 and not any(field.value(p, i) for p in parts.values() for i in LANES)
+    if apart and all(_split(field, p, most) for p in parts.values()):
+        return True
+    return _split(field, _without(field, parts, x, most), most)
+
+
+def _powers(a: Poly, x: int) -> dict[int, Poly]:
+    """``a`` by the powers of the atom ``x``."""
+    parts: dict[int, Poly] = {}
+    for m, c in a.terms.items():
+        rest = tuple(p for p in m if p[0] != x)
+        parts.setdefault(dict(m).get(x, 0), Poly({})).terms[rest] = c
+    return parts
+
+
+def _without(field: Field, parts: dict[int, Poly], x: int, most: int) -> Poly:
+    """The sum with ``x`` unfolded, or times the denominator that ``x`` is the inverse of."""
+    atom = field.table[x]
+    inverse, inner, top = atom.kind == "inverse", atom.args[0], max(parts)
+    if inverse and not field.never_zero(inner):
+        return ONE
+    found = Poly({})
+    for k, part in parts.items():
+        factor = field.power(inner, top - k if inverse else k)
+        if len(part.terms) * len(factor.terms) > most:
+            raise _TooLong("an entry has too many terms")
+        found = field.add(found, field.expanded(part, factor))
+    return found
+
+
+def closure(field: Field, a: Poly) -> set[int]:
+    """The atoms of ``a``, of every denominator and of every named sum in it."""
+    found: set[int] = set()
+    stack = [a]
+    while stack:
+        for x in stack.pop().atoms() - found:
+            found.add(x)
+            if field.table[x].kind in FOLDED:
+                stack.append(field.table[x].args[0])
+    return found
 
 
 class _TooLong(GaveUp):
@@ -38,7 +100,7 @@ class _Unfolded:
         from sympy.polys.rings import ring
 
         self.field, self.rational, self.most = field, QQ, most
-        self.atoms = sorted(self._closure(a))
+        self.atoms = sorted(closure(field, a))
         self.ring = ring([f"x{i}" for i in range(len(self.atoms))], QQ)[0]
         self.place = {x: i for i, x in enumerate(self.atoms)}
         self.truths = {self.place[x] for x in self.atoms if field.table[x].boolean}
@@ -57,17 +119,6 @@ class _Unfolded:
             self.found = self._with(self.place[x], above, below)
             self.field.check()
         return not self.found
-
-    def _closure(self, a: Poly) -> set[int]:
-        """The atoms of ``a``, of every denominator and of every named sum in it."""
-        found: set[int] = set()
-        stack = [a]
-        while stack:
-            for x in stack.pop().atoms() - found:
-                found.add(x)
-                if self.field.table[x].kind in FOLDED:
-                    stack.append(self.field.table[x].args[0])
-        return found
 
     def _element(self, a: Poly) -> tuple[Any, Any]:
         """``a`` as a polynomial over a monomial."""

@@ -50,7 +50,7 @@ def test_no_mutant_of_a_chunk_program_is_proved(name):
         return made[-1]
 
     assert certify_chunk(program, normal, 20.0, right).proved
-    good = made[0].program
+    good = made[2].program
     mutants = list(node_mutants(good.nodes))
     mutants += [
         (i, dataclasses.replace(n, by=-n.by)) for i, n in enumerate(good.nodes) if isinstance(n, Shift)
@@ -65,7 +65,7 @@ def test_no_mutant_of_a_chunk_program_is_proved(name):
 
         def wrong(p, r, length, block, i=i, node=node):
             found = chunk(p, r, length, block)
-            if length != 3:
+            if length != 3:  # FIRST are left right: the longer chunk alone must be caught
                 return found
             nodes = (*found.program.nodes[:i], node, *found.program.nodes[i + 1 :])
             return dataclasses.replace(found, program=dataclasses.replace(found.program, nodes=nodes))
