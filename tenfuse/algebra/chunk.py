@@ -36,6 +36,8 @@ from tenfuse.step.program import (
     Input,
     OutSpec,
     Ref,
+    Scan,
+    Solve,
     StepProgram,
     node_axes,
     prune,
@@ -94,6 +96,7 @@ class _Maker:
         made = prune(StepProgram(tuple(self.build.nodes), self.sizes, carries, outs, self.program.dynamic))
         validate(made)
         used = {a for axes in made.axes_of() for a in axes}
+        used |= {a for n in made.nodes if isinstance(n, (Scan, Solve)) for a in (*n.rows, *n.cols)}
         used |= {a for c in carries for a in c.next_axes} | {a for o in outs for a in o.axes}
         return dataclasses.replace(made, sizes={a: n for a, n in self.sizes.items() if a in used})
 

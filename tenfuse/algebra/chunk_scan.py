@@ -53,12 +53,13 @@ class ChunkedScan:
         self.axes = self.specs[0].next_axes
         self.plus, self.times = _RINGS[stage.semiring]
         self.member: AxisName = ""
+        self.local: Ref | None = None
         self._fit()
         forms = [self._form(i) for i in range(len(self.specs))]
         self.mixed = self._mixed(forms)
-        if self.mixed and stage.semiring != "sum-product":
-            raise Unchunkable("a matrix in another semiring than sum and product")
         several = len(self.specs) > 1
+        if (self.mixed or several) and stage.semiring != "sum-product":
+            raise Unchunkable("a matrix in another semiring than sum and product")
         self.member = lift.fresh("member", len(self.specs)) if several else ""
         lead = (self.member,) if several else ()
         self.rows = (*lead, *self.mixed)
@@ -77,8 +78,11 @@ class ChunkedScan:
     def final(self, carry: int) -> Ref:
         i = self.stage.carries.index(carry)
         names = dict(zip(self.axes, self.specs[i].next_axes, strict=True))
-        ends = [last(self.build, ref, self.row, self._length()) for ref in (self.local, self.power)]
-        return self.build.rename(self._joined(i, *ends), names)
+        local = None if self.local is None else self._end(self.local)
+        return self.build.rename(self._joined(i, local, self._end(self.power)), names)
+
+    def _end(self, ref: Ref) -> Ref:
+        return last(self.build, ref, self.row, self._length())
 
     def _state(self, i: int) -> Ref:
         return self._joined(i, self.local, self.power)
@@ -88,14 +92,14 @@ class ChunkedScan:
         start = self.build.input("carry", self.stage.carries[i], self.axes)
         return self.build.call("where", first, start, self.build.add(Shift(self._state(i), self.row, 1)))
 
-    def _joined(self, i: int, local: Ref, power: Ref) -> Ref:
+    def _joined(self, i: int, local: Ref | None, power: Ref) -> Ref:
         """``l + P h_0`` of carry ``i``."""
         started = self._started(i, power)
-        if started is None:
-            return self._member(local, self.member, i)
+        if local is None:
+            return started
         return self.build.call(self.plus, self._member(local, self.member, i), started)
 
-    def _started(self, i: int, power: Ref) -> Ref | None:
+    def _started(self, i: int, power: Ref) -> Ref:
         """``P h_0``: what is left of the carries' values before the chunk."""
         names = dict(zip(self.rows, self.starts, strict=True))
         if not self.rows:
@@ -185,20 +189,23 @@ class ChunkedScan:
 
     def _build_gate(self, form: Form) -> None:
         b, ring = self.build, self.stage.semiring
-        if form.offset is None:
-            raise Unchunkable("the update adds nothing")
-        gates = [self._chained(self.times, r.factors) for r in form.reads]
+        gates = [self._chained(self.times, [self._truth(f) for f in r.factors]) for r in form.reads]
         if ring == "sum-product":
             gate = self.sums.add(self.sums.product(r.factors, r.bound) for r in form.reads)
         elif not gates or any(r.bound for r in form.reads):
             raise Unchunkable("a stage in another semiring that is not elementwise")
         else:
             gate = self._chained(self.plus, gates)
-        self.local = b.add(Scan(self.row, gate, form.offset, semiring=ring))
+        if form.offset is not None:
+            self.local = b.add(Scan(self.row, gate, self._truth(form.offset), semiring=ring))
         if ring in ("sum-product", "or-and"):
             self.power = running(b, gate, self.row, self._length(), semiring=ring)
         else:
             self.power = b.add(Scan(self.row, b.const(1.0), gate))
+
+    def _truth(self, ref: Ref) -> Ref:
+        """Where the ring is that of truth values, any number but zero is true."""
+        return self.build.call("ne", ref, self.build.const(0.0)) if self.plus == "logical_or" else ref
 
     def _chained(self, fn: str, refs: Sequence[Ref]) -> Ref:
         """``fn`` of all of them; of none, what changes nothing as a factor."""

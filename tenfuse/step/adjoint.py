@@ -78,7 +78,8 @@ class Adjoint:
 class _Sweep:
     """Cotangents of every forward node, from the last to the first."""
 
-    def __init__(self, program: StepProgram, wanted: Collection[tuple[str, int]]) -> None:
+    def __init__(self, program: StepProgram, wanted: Collection[tuple[str, int]], given: int) -> None:
+        self.given = given
         self.program, self.build = program, Builder()
         self.axes = program.axes_of()
         self.ordered = any(isinstance(n, ORDERED) for n in program.nodes)
@@ -117,11 +118,10 @@ class _Sweep:
         return found
 
     def seed(self) -> None:
-        streams = len(self.program.inputs("stream"))
         for i, carry in enumerate(self.program.carries):
             self._add(carry.next, self.build.input("carry", i, carry.next_axes))
         for j, out in enumerate(self.program.outs):
-            self._add(out.ref, self.build.input("stream", streams + j, out.axes))
+            self._add(out.ref, self.build.input("stream", self.given + j, out.axes))
 
     def _add(self, node: Ref, cotangent: Ref) -> None:
         if node not in self.active:
@@ -203,16 +203,21 @@ def _total(build: Builder, terms: list[Ref]) -> Ref:
     return total
 
 
-def adjoint(program: StepProgram, streams: Collection[int], invariants: Collection[int]) -> Adjoint:
+def adjoint(
+    program: StepProgram, streams: Collection[int], invariants: Collection[int], given: int | None = None
+) -> Adjoint:
     """The adjoint step of ``program``.
 
     Args:
         program: the forward step; no output may accumulate.
         streams: indices of the streams that want a gradient.
         invariants: indices of the invariants that want a gradient.
+        given: how many streams the loop has, where the program may read fewer of them.
     """
+    if given is None:
+        given = 1 + max(program.inputs("stream"), default=-1)
     wanted = {("stream", i) for i in streams} | {("invariant", i) for i in invariants}
-    sweep = _Sweep(program, wanted)
+    sweep = _Sweep(program, wanted, given)
     sweep.run()
     build = sweep.build
     carries = tuple(

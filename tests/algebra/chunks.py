@@ -180,7 +180,7 @@ def gradients(program, recurrence, length, inputs, steps, seeds, dtype, **option
         n = min(length, steps - start)
         if n not in made:
             one = chunk(program, recurrence, n, **options)
-            made[n] = one, adjoint(one.program, list(xs), list(invariants))
+            made[n] = one, adjoint(one.program, list(xs), list(invariants), len(xs))
         part = {i: x[start : start + n] for i, x in xs.items()}
         states.append(
             interpret.step(made[n][0].program, feed(made[n][0], states[-1], part, invariants), dtype)[0]
