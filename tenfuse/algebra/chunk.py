@@ -12,7 +12,8 @@ is built again for that length, nothing is padded.
 The chunk's length changes nothing but rounding, with one exception that the plan must know:
 where gates exceed one and the update also erases, what a chunk sums grows with the product
 of the gates over the chunk while the state itself need not.  A NaN among the inputs of a
-step reaches the results of the whole chunk, not only of later steps.
+step reaches the results of the whole chunk, not only of later steps.  Where a maximum of a
+semiring is attained twice, its gradient is shared among the two in another proportion.
 
 Refuses with ``Unchunkable`` what has no such program: nonlinear stages, sums over time.
 """

@@ -97,7 +97,8 @@ def draw(program, steps, gates=frozenset(), kind="ordinary", seed=0):
 
     def normal(axes, *lead):
         x = torch.randn([*lead, *(size[a] for a in axes)])
-        return x / (2 * x.norm(dim=-1, keepdim=True)) if axes else x / 2
+        x = x / (2 * x.norm(dim=-1, keepdim=True)) if axes else x / 2
+        return x * (0.75 + 0.25 * torch.rand_like(x))
 
     inits = [normal(c.axes).double() for c in program.carries]
     xs = {}
