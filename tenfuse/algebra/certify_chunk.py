@@ -64,11 +64,11 @@ def _prove(
         made = make(program, recurrence, length, block)
     except Unchunkable as why:
         raise Differs(f"there is no chunk program: {why}") from why
-    _Steps(field, program, length).compare(made)
+    Steps(field, program, length).compare(made)
 
 
 @dataclasses.dataclass
-class _Steps:
+class Steps:
     """``length`` steps of a program on symbols, and the same symbols for a chunk."""
 
     field: Field
@@ -77,21 +77,24 @@ class _Steps:
 
     def __post_init__(self) -> None:
         self.sizes = self.program.sizes
-        self.inits = [self._unknown(c.axes) for c in self.program.carries]
+        self.inits = [self.unknown(c.axes) for c in self.program.carries]
         self.streams = {
-            i: [self._unknown(axes) for _ in range(self.length)]
+            i: [self.unknown(axes) for _ in range(self.length)]
             for i, axes in self.program.inputs("stream").items()
         }
-        self.invariants = {i: self._unknown(axes) for i, axes in self.program.inputs("invariant").items()}
+        self.started: list[list[Array]] = []
+        self.invariants = {i: self.unknown(axes) for i, axes in self.program.inputs("invariant").items()}
 
-    def _unknown(self, axes: Sequence[AxisName]) -> Array:
+    def unknown(self, axes: Sequence[AxisName]) -> Array:
         return array([self.sizes[a] for a in axes], lambda _: self.field.symbol())
 
     def unrolled(self) -> tuple[list[Array], list[list[Array]]]:
         """The states after the last step, and every output at every step."""
         run, carries = Evaluator(self.field, self.sizes), self.inits
         rows: list[list[Array]] = [[] for _ in self.program.outs]
+        self.started = []
         for t in range(self.length):
+            self.started.append(carries)
             inputs = {("carry", i): c for i, c in enumerate(carries)}
             inputs |= {("stream", i): xs[t] for i, xs in self.streams.items()}
             inputs |= {("invariant", i): v for i, v in self.invariants.items()}
@@ -101,14 +104,23 @@ class _Steps:
                 row.append(run.expanded(values[out.ref], out.axes))
         return carries, rows
 
+    def states(self) -> list[list[Array]]:
+        """The carries at the start of every step."""
+        self.unrolled()
+        return self.started
+
+    def stacked(self, rows: Sequence[Array], made: Chunk) -> Array:
+        """One array per step as one over the chunk's positions."""
+        lead = [made.program.sizes[a] for a in made.rows]
+        return np.stack(rows).reshape([*lead, *rows[0].shape])
+
     def compare(self, made: Chunk) -> None:
         """``Differs`` unless the chunk program gives the same finals and outputs."""
         finals, rows = self.unrolled()
-        lead = [made.program.sizes[a] for a in made.rows]
         inputs = {("carry", i): c for i, c in enumerate(self.inits)}
         inputs |= {("invariant", i): v for i, v in self.invariants.items()}
         for i, xs in self.streams.items():
-            inputs["stream", i] = np.stack(xs).reshape([*lead, *xs[0].shape])
+            inputs["stream", i] = self.stacked(xs, made)
         run = Evaluator(self.field, made.program.sizes)
         values = run.run(made.program.nodes, inputs)
         for i, (carry, final) in enumerate(zip(made.program.carries, finals, strict=True)):
@@ -119,4 +131,4 @@ class _Steps:
             same(self.field, got.reshape(np.stack(row).shape), np.stack(row), f"output {i}")
 
 
-__all__ = ["FIRST", "FURTHER", "certify_chunk"]
+__all__ = ["FIRST", "FURTHER", "Maker", "Steps", "certify_chunk"]

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from tenfuse.algebra.analyse import analyse
+from tenfuse.algebra.certify_adjoint import certify_adjoint
 from tenfuse.algebra.certify_chunk import certify_chunk
 from tenfuse.algebra.chunk import chunk
 from tenfuse.step import interpret
+from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import Input, Scan, Shift
 from tests.algebra.mutants import LINEAR, node_mutants
 from tests.algebra.mutants import program as step_program
@@ -71,6 +73,49 @@ def test_no_mutant_of_a_chunk_program_is_proved(name):
             return dataclasses.replace(found, program=dataclasses.replace(found.program, nodes=nodes))
 
         if not _means_the_same(good, node, i):
-            assert not certify_chunk(program, normal, 10.0, wrong).proved, (i, node)
+            found = certify_chunk(program, normal, 10.0, wrong)
+            assert not found.proved and not found.unfinished, (i, node)
+            tried += 1
+    assert tried
+
+
+def _differentiated(program):
+    found = adjoint(program, list(program.inputs("stream")), [])
+    return found.program, found.streams
+
+
+@pytest.mark.parametrize("name", [n for n in LINEAR if n != "stabilised"])
+def test_the_adjoint_of_a_chunk_is_that_of_its_steps(name):
+    program = step_program(name)
+    found = certify_adjoint(program, analyse(program), _differentiated, 20.0)
+    assert found.proved, found.note
+
+
+def test_tied_maxima_are_no_function_to_certify():
+    program = step_program("stabilised")
+    assert not certify_adjoint(program, analyse(program), _differentiated, 20.0).proved
+
+
+def test_no_mutant_of_an_adjoint_is_proved():
+    program = step_program("merged-heads")
+    normal, seen = analyse(program), []
+
+    def recorded(p):
+        seen.append(_differentiated(p)[0])
+        return _differentiated(p)
+
+    assert certify_adjoint(program, normal, recorded, 20.0).proved
+    tried = 0
+    for i, node in node_mutants(seen[1].nodes):
+
+        def wrong(p, i=i, node=node):
+            back, streams = _differentiated(p)
+            if back.nodes != seen[1].nodes:
+                return back, streams
+            return dataclasses.replace(back, nodes=(*back.nodes[:i], node, *back.nodes[i + 1 :])), streams
+
+        if not _means_the_same(seen[1], node, i):
+            found = certify_adjoint(program, normal, wrong, 10.0)
+            assert not found.proved and not found.unfinished, (i, node)
             tried += 1
     assert tried
