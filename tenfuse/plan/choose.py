@@ -105,7 +105,7 @@ def sequential(program: StepProgram, steps: int, cores: int) -> Cost:
 
 def chunked(plan: ChunkPlan, steps: int, cores: int) -> Cost:
     """Matmuls over all chunks around a kernel over the chunks."""
-    made = plan.program(plan.length).program
+    made = plan.core(plan.length)[1].whole
     count, found = -(-steps // plan.length), parts(made)
     active = min(cores, _tasks(made))
     core = _operations(found.core) / (_KERNEL * active)

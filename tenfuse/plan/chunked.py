@@ -1,16 +1,17 @@
 """A loop in chunks: the chunk's length, and its program for any length.
 
 Takes a step program in normal form and a length; leaves a ``ChunkPlan``, which raises
-``Unchunkable`` where there is no chunk program.
+``Unchunkable`` where there is no chunk program, or none whose core a kernel can run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from tenfuse.algebra.chunk import Chunk, chunk
+from tenfuse.algebra.chunk import Chunk, Unchunkable, chunk
 from tenfuse.algebra.recurrence import Recurrence
-from tenfuse.step.program import StepProgram
+from tenfuse.plan.core import Core, cut
+from tenfuse.step.program import ORDERED, StepProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,3 +24,12 @@ class ChunkPlan:
 
     def program(self, length: int) -> Chunk:
         return chunk(self.step, self.recurrence, length)
+
+    def core(self, length: int) -> tuple[Chunk, Core]:
+        """The chunk's program and what of it runs chunk after chunk."""
+        made = self.program(length)
+        found = cut(made.program)
+        ordered = sorted({type(n).__name__ for n in found.program.nodes if isinstance(n, ORDERED)})
+        if ordered:
+            raise Unchunkable(f"what runs chunk after chunk has a {' and a '.join(ordered)} in it")
+        return made, found

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tenfuse.plan.chunked import ChunkPlan
-from tenfuse.plan.core import Core, cut
+from tenfuse.plan.core import Core
 from tenfuse.plan.loop import Examples, LoopPlan, Wanted, plan
 from tenfuse.runtime.op import register
 from tenfuse.step.batched import Evaluator
@@ -66,8 +66,8 @@ class Chunked:
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Equal chunks, one after the other."""
         length = min(self.chosen.length, steps)
-        chunk = self.chosen.program(length)
-        core, count = cut(chunk.program), steps // length
+        chunk, core = self.chosen.core(length)
+        count = steps // length
         whole, rows = core.whole, [chunk.program.sizes[a] for a in chunk.rows]
         inputs: dict[tuple[str, int], Named] = {}
         for i, x in streams.items():

@@ -1,0 +1,95 @@
+"""Loops run chunk by chunk, from the user's source to outputs and gradients.
+
+A plan for two cores rarely takes this way, so the tests give the plan many cores.
+"""
+
+import pytest
+import torch
+
+import tenfuse.testing
+from reference import CASES
+from tenfuse import backend
+from tenfuse.algebra.chunk import Unchunkable
+from tenfuse.plan.choose import ALGORITHMS, Choice, Cost, choose
+from tenfuse.plan.chunked import ChunkPlan
+
+OPTIONS = {"strict": True, "inner": "eager"}
+IN_CHUNKS = {
+    "elementwise/ema", "elementwise/bidirectional", "delta/deltanet", "delta/gated", "delta/kda",
+    "delta/rwkv7", "delta/product", "delta/transposed", "linear/gla", "linear/retnet",
+    "linear/attention-normalised", "ten/v2", "ten/v5", "lam/dual", "semiring/running-max",
+    "returns/gae", "ssm/mamba1",
+}  # fmt: skip
+"""One of every form, and what makes each of them harder."""
+
+NOT_IN_CHUNKS = {"semiring/viterbi", "semiring/crf", "titans/frozen", "filters/biquad"}
+"""Matrices in another semiring; a scan fed by the states of the scan before it."""
+
+
+@pytest.fixture
+def chunks_of(monkeypatch):
+    """Plan every loop that has a chunk program in chunks of so many steps."""
+
+    def of(length):
+        def chosen(program, recurrence, steps, cores):
+            alone = choose(program, recurrence, steps, cores)
+            if recurrence is None or recurrence.form not in ALGORITHMS or steps < 2:
+                return alone
+            plan = ChunkPlan(program, recurrence, length)
+            try:
+                plan.core(length)
+            except Unchunkable:
+                return alone
+            return Choice(ALGORITHMS[recurrence.form], Cost(0, 0, 0, 0.0), plan)
+
+        monkeypatch.setattr(backend, "choose", chosen)
+
+    return of
+
+
+CHUNKED = [case for case in CASES if case.name in IN_CHUNKS | NOT_IN_CHUNKS]
+
+
+def test_the_cases_exist():
+    assert {case.name for case in CHUNKED} == IN_CHUNKS | NOT_IN_CHUNKS
+
+
+@pytest.mark.parametrize("length", [4, 16])
+@pytest.mark.parametrize("case", CHUNKED, ids=lambda c: c.name)
+def test_every_form_in_chunks(case, length, chunks_of):
+    """A ragged tail behind whole chunks, and one chunk shorter than its length."""
+    chunks_of(length)
+    model, inputs = case.make(11)
+    result = tenfuse.testing.assert_equivalent(model, *inputs, options=OPTIONS)
+    fused = [loop for loop in result.loops if loop.status == "fused" and loop.form != "map"]
+    assert fused
+    for loop in fused:
+        in_chunks = case.name in IN_CHUNKS
+        assert loop.algorithm == (ALGORITHMS[loop.form] if in_chunks else "sequential")
+        assert in_chunks == any("proved" in line and "chunk" in line for line in loop.evidence)
+
+
+def test_many_cores_take_chunks_and_two_do_not():
+    """A recurrence narrower than the machine: the sequential kernel has one task."""
+    found = {}
+
+    def ema(a, b):
+        h, ys = torch.zeros_like(b[:, 0]), []
+        for t in range(b.shape[1]):
+            h = a[:, t] * h + b[:, t]
+            ys.append(h)
+        return torch.stack(ys, 1)
+
+    step = core_of(ema, torch.rand(1, 12, 4), torch.rand(1, 12, 4))
+    for cores in (1, 2, 64):
+        found[cores] = choose(*step, 1 << 16, cores).algorithm
+    assert found == {1: "sequential", 2: "sequential", 64: "scan"}
+
+
+def core_of(model, *inputs):
+    from tenfuse.study import study
+    from tests.algebra.cores import steps_of
+
+    (step,) = steps_of(model, *inputs)
+    known = study(step.program, step.carries)
+    return known.program, known.recurrence
