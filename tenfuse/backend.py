@@ -190,7 +190,7 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> tuple[Fused, Study
     step = normalize(loop, _autocast(loop, gm))
     parts = split(step)
     core = read(step, parts) if step.live else None
-    known = study(core.program, core.carries) if core is not None else None
+    known = study(core, step.graph) if core is not None else None
     fused = assemble(
         loop, step, parts, core, _grads_on(loop, gm), options.chunk, functools.partial(_choose, known)
     )
@@ -296,6 +296,7 @@ def _fused(
     chunked = fused.choice.chunks is not None
     evidence += [told(known.split)] if prove or chunked else []
     evidence += [told(known.chunk)] if chunked or (prove and known.form in ALGORITHMS) else []
+    evidence += [f"ranges: {known.ranges}"] if known.ranges else []
     program = known.program
     evidence.append(f"{len(program.nodes)} nodes over {len(program.sizes)} named axes depend on the state")
     return LoopReport.fused(

@@ -1,6 +1,6 @@
 """What is known about a loop's core: its normal form, formula and certificates.
 
-Takes a ``StepProgram``; leaves a ``Study``, the algebra's findings in the form that plan
+Takes the ``Step`` that a kernel would run; leaves a ``Study``, the algebra's findings in the form that plan
 and report want.  A proof is kept in the cache: it is found once per program and machine.
 Refuses nothing; what is not proved says so, and is not used.
 """
@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+
+import torch.fx as fx
 
 from tenfuse.algebra.analyse import analyse
+from tenfuse.algebra.bounds import bounds
+from tenfuse.algebra.bounds_aten import bounds_aten
 from tenfuse.algebra.certify import Certificate, certificate_from_text, certificate_to_text, certify
 from tenfuse.algebra.certify_chunk import certify_chunk
-from tenfuse.algebra.formula import formula
+from tenfuse.algebra.formula import formula, letters
+from tenfuse.algebra.interval import Interval
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.plan.loop import canonical
 from tenfuse.runtime import notes
 from tenfuse.runtime.cache import key_of
 from tenfuse.step.program import StepProgram
-from tenfuse.step.reader import Placed
+from tenfuse.step.reader import Placed, Step
 
 VERSION = "1"
 """Raised when the algebra changes what it proves: older certificates are then forgotten."""
@@ -33,6 +38,8 @@ class Study:
     program: StepProgram
     recurrence: Recurrence
     formula: str
+    inputs: Mapping[tuple[str, int], Interval]
+    """The ranges of streams and invariants, as far as what computes them says."""
 
     @property
     def form(self) -> str:
@@ -48,6 +55,14 @@ class Study:
         """That the chunk program is so many steps."""
         return self._certificate("chunk", lambda: certify_chunk(self.program, self.recurrence))
 
+    @property
+    def ranges(self) -> str:
+        """What is known of the signs and ranges of the values with letters."""
+        nodes = dataclasses.replace(self.program, nodes=self.recurrence.nodes, carries=(), outs=())
+        found = bounds(nodes, self.inputs)
+        said = {name: found[ref].words()[:1] for name, ref in letters(self.recurrence, self.program).items()}
+        return ", ".join(f"{name} {words[0]}" for name, words in sorted(said.items()) if words)
+
     def _certificate(self, kind: str, prove: Callable[[], Certificate]) -> Certificate:
         key = key_of(VERSION, kind, canonical(self.program), canonical(self.recurrence))
         found = certificate_from_text(notes.recall(key) or "")
@@ -58,10 +73,16 @@ class Study:
         return found
 
 
-def study(program: StepProgram, carries: Collection[Placed]) -> Study:
-    """The algebra of ``program``; ``carries`` tell which of them are parts of a complex one."""
-    recurrence = analyse(program, _pairs(carries))
-    return Study(program, recurrence, formula(recurrence, program))
+def study(step: Step, graph: fx.Graph | None = None) -> Study:
+    """The algebra of ``step``; ``graph`` holds the nodes that its streams are the values of."""
+    recurrence = analyse(step.program, _pairs(step.carries))
+    known = bounds_aten(graph.nodes) if graph is not None else {}
+    places = {"stream": step.streams, "invariant": step.invariants}
+    inputs = {
+        (kind, i): known[p.source]
+        for kind, group in places.items() for i, p in enumerate(group) if p.source in known
+    }  # fmt: skip
+    return Study(step.program, recurrence, formula(recurrence, step.program), inputs)
 
 
 def _pairs(places: Collection[Placed]) -> list[tuple[int, int]]:

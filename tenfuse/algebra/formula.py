@@ -26,6 +26,16 @@ _JOIN = {"max-plus": "max", "min-plus": "min", "log-plus": "logsumexp"}
 
 def formula(recurrence: Recurrence, program: StepProgram) -> str:
     """Every carry's update, every output, and which letters change from step to step."""
+    return _written(recurrence, program)[0]
+
+
+def letters(recurrence: Recurrence, program: StepProgram) -> dict[str, Ref]:
+    """The state-free values that have a letter in ``formula``."""
+    writer = _written(recurrence, program)[1]
+    return {letter: ref for ref, letter in writer.letters.given.items()}
+
+
+def _written(recurrence: Recurrence, program: StepProgram) -> tuple[str, _Writer]:
     writer = _Writer(recurrence, program)
     lines = [line for stage in recurrence.stages for line in writer.stage(stage)]
     writer.after = True
@@ -33,7 +43,7 @@ def formula(recurrence: Recurrence, program: StepProgram) -> str:
         name = "y" if len(recurrence.outs) == 1 else f"y{j + 1}"
         lines.append(writer.line(f"{name} = ", writer.sum(out, "q"), writer.letters.carries.values()))
     lines += [f"{name} = {text}" for name, text in writer.atoms.defined.items()]
-    return "; ".join([*lines, *writer.legend(" ".join(lines))])
+    return "; ".join([*lines, *writer.legend(" ".join(lines))]), writer
 
 
 class _Writer:

@@ -16,7 +16,7 @@ from tenfuse.algebra.chunk import Unchunkable
 from tenfuse.algebra.parts import Part, parts
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.plan.chunked import ChunkPlan
-from tenfuse.step.program import StepProgram
+from tenfuse.step.program import Pointwise, StepProgram
 
 ALGORITHMS = {
     "elementwise": "scan", "block": "scan", "semiring": "scan", "low-rank": "chunked", "dense": "doubling",
@@ -72,7 +72,7 @@ def choose(program: StepProgram, recurrence: Recurrence | None, steps: int, core
     """The plan for ``steps`` steps; without a ``recurrence`` there is only one."""
     one = sequential(program, steps, cores)
     alone = Choice("sequential", one)
-    if recurrence is None or recurrence.form not in ALGORITHMS or program.dynamic:
+    if recurrence is None or recurrence.form not in ALGORITHMS or program.dynamic or _cuts(program):
         return alone
     name = ALGORITHMS[recurrence.form]
     priced: list[tuple[float, Cost, ChunkPlan]] = []
@@ -89,6 +89,11 @@ def choose(program: StepProgram, recurrence: Recurrence | None, steps: int, core
     if cost.seconds * _MARGIN < one.seconds:
         return Choice(name, cost, best, ("sequential", one))
     return Choice("sequential", one, None, (name, cost))
+
+
+def _cuts(program: StepProgram) -> bool:
+    """Whether a gradient is cut: the chunk program is the same function, its gradient is not."""
+    return any(isinstance(n, Pointwise) and n.fn == "cut" for n in program.nodes)
 
 
 def sequential(program: StepProgram, steps: int, cores: int) -> Cost:

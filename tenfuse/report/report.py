@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STATUSES = ("fused", "kept")
-FORMS = ("map", "elementwise", "block", "low-rank", "dense", "semiring", "nonlinear", "unclassified")
+FORMS = ("map", "elementwise", "block", "low-rank", "dense", "semiring", "nonlinear")
 ALGORITHMS = ("batched", "scan", "chunked", "doubling", "sequential")
 
 _CONTEXT = 1

@@ -93,9 +93,7 @@ class Program:
             near = (self.recipe.steps, self.recipe.steps - 1)
             assert loop.steps in near, f"{loop.span} has {self.recipe.steps} steps, not {loop.steps}"
         form = loops[0].form
-        assert form in (self.recipe.form, "unclassified"), (
-            f"found {form}, the recurrence is {self.recipe.form}"
-        )
+        assert form == self.recipe.form, f"found {form}, the recurrence is {self.recipe.form}"
 
     def _data(self, name: str, axes: str) -> torch.Tensor:
         seed = int.from_bytes(hashlib.sha256(f"{name} {axes}".encode()).digest()[:4], "little")

@@ -91,5 +91,5 @@ def core_of(model, *inputs):
     from tests.algebra.cores import steps_of
 
     (step,) = steps_of(model, *inputs)
-    known = study(step.program, step.carries)
+    known = study(step)
     return known.program, known.recurrence
