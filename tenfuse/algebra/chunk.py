@@ -59,7 +59,11 @@ class States(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """``program`` runs ``length`` steps; ``rows`` are its axes of positions, in order."""
+    """``program`` runs ``length`` steps; ``rows`` are its axes of positions, in order.
+
+    Positions count in the order in which the steps run: of a loop that runs backwards, the
+    streams and outputs are turned around.
+    """
 
     program: StepProgram
     rows: tuple[AxisName, ...]

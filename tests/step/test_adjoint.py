@@ -5,6 +5,7 @@ import torch
 
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import Product, Summed, adjoint
+from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram
 from tests.step.steps import STEPS, analysed
 
 T = 3
@@ -79,3 +80,13 @@ def test_weights_of_a_wide_contraction_become_a_matmul():
     back = adjoint(program, [], [0, 1])
     assert all(isinstance(t, Product) for terms in back.invariants.values() for t in terms)
     assert carries and streams
+
+
+def test_cotangents_are_numbered_after_all_streams_of_the_loop():
+    """Even where the program reads only some of them."""
+    b = Builder()
+    h, x = b.input("carry", 0, ("d",)), b.input("stream", 2, ("d",))
+    y = b.call("mul", h, x)
+    program = StepProgram(tuple(b.nodes), {"d": 3}, (CarrySpec(("d",), y, ("d",)),), (OutSpec(y, ("d",)),))
+    assert set(adjoint(program, [2], []).program.inputs("stream")) == {2, 3}
+    assert set(adjoint(program, [2], [], given=5).program.inputs("stream")) == {2, 5}
