@@ -70,14 +70,15 @@ def classes_for(
 def sizes_for(
     graphs: Sequence[Sequence[Node]],
     carries: Sequence[CarrySpec],
-    axes: Iterable[AxisName],
+    axes: Mapping[AxisName, int],
     summed: Iterable[AxisName] = (),
 ) -> dict[AxisName, int]:
-    """A tiny size for each of ``axes``."""
+    """A tiny size for each of ``axes``, which has their own sizes: those up to 3 are kept."""
     classes, mixing = classes_for(graphs, carries, axes), set(summed)
     mixing |= {a for graph in graphs for n in graph if isinstance(n, Contract) for a in n.axes}
     mixed = {classes[a] for a in mixing}
-    large = {a: MIXING if c in mixed else PARALLEL for a, c in classes.items()}
+    own = {classes[a]: n for a, n in axes.items() if n <= MIXING}
+    large = {a: own.get(c, MIXING if c in mixed else PARALLEL) for a, c in classes.items()}
     return large if _entries(graphs, large) <= _ENTRIES else dict.fromkeys(classes, PARALLEL)
 
 
