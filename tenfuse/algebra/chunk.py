@@ -34,12 +34,15 @@ from tenfuse.step.program import (
     AxisName,
     Builder,
     CarrySpec,
+    Contract,
     Input,
     OutSpec,
+    Pointwise,
     Ref,
     Scan,
     Solve,
     StepProgram,
+    arguments,
     node_axes,
     prune,
     validate,
@@ -133,6 +136,8 @@ class _Maker:
         read of the state must be summed over some of its axes, all that is written be
         products of factors with fewer axes, and the gate must not join axes summed over to
         axes kept: then what is read times what is written is a matrix for each kept entry.
+        Beside another state that is read and written so, a state that keeps no axis (a
+        normaliser) goes with it, so that both have the same positions.
         """
         if stage.form != "elementwise" or len(stage.carries) > 1:
             return stage.form == "low-rank"
@@ -144,17 +149,35 @@ class _Maker:
         writes = separated(self.recurrence.nodes, self.axes, update.offset)
         common = frozenset.intersection(*(self.axes[f] for w in writes for f in w.factors))
         kept = set(self.program.carries[j].next_axes) - summed - common
-        return all(len(w.factors) > 1 for w in writes) and not (gate & summed and gate & kept)
+        apart = all(len(w.factors) > 1 for w in writes)
+        beside = not kept and any(s.form == "low-rank" for s in self.recurrence.stages)
+        return (apart or beside) and not (gate & summed and gate & kept)
 
     def _summed(self, j: int) -> set[AxisName]:
         """The axes of carry ``j`` that every read sums over; none where it is read otherwise."""
+        own = self.program.carries[j].next_axes
+        terms = [t for out in self.recurrence.outs for t in out.terms]
         found: list[set[AxisName]] = []
-        for term in (t for out in self.recurrence.outs for t in out.terms):
-            node = self.recurrence.nodes[term.source]
+        for ref, node in enumerate(self.recurrence.nodes):
             if isinstance(node, Input) and node.kind in ("carry", "next") and node.index == j:
-                pairs = zip(self.program.carries[j].next_axes, node.axes, strict=True)
-                found.append({own for own, name in pairs if name in term.contracted})
+                sums = [t.contracted for t in terms if t.source == ref] + self._sums_over(ref)
+                pairs = tuple(zip(own, node.axes, strict=True))
+                found += [{mine for mine, name in pairs if name in axes} for axes in sums]
         return set[AxisName].intersection(*found) if found else set()
+
+    def _sums_over(self, ref: Ref) -> list[frozenset[AxisName]]:
+        """The axes that each node above ``ref`` sums its products over."""
+        found: list[frozenset[AxisName]] = []
+        for i, node in enumerate(self.recurrence.nodes):
+            if ref not in arguments(node):
+                continue
+            if isinstance(node, Contract) and node.op == "sum":
+                found.append(node.axes)
+            elif isinstance(node, Pointwise) and node.fn == "mul":
+                found += self._sums_over(i) or [frozenset()]
+            else:
+                found.append(frozenset())
+        return found
 
     def _positions(self, length: int, block: int) -> Positions:
         """Two axes where a gate has an axis that is summed over, and the length allows it."""

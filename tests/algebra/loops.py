@@ -23,6 +23,12 @@ def linear(s, n, q, k, v):
     return (s, n), (torch.einsum("bhk,bhkv->bhv", q, s) / ((q * n).sum(-1, keepdim=True).abs() + 1.0),)
 
 
+def normalised(s, n, q, k, v, gk):
+    """The same with a gate for every key entry."""
+    s, n = gk[..., None] * s + k[..., None] * v[..., None, :], gk * n + k
+    return (s, n), (torch.einsum("bhk,bhkv->bhv", q, s) / ((q * n).sum(-1, keepdim=True).abs() + 1.0),)
+
+
 def gated(s, q, k, v, gk):
     s = gk[..., None] * s + k[..., None] * v[..., None, :]
     return (s,), ((q[..., None, :] @ s)[..., 0, :],)
@@ -171,6 +177,7 @@ _S, _K, _V, _H = (2, 2, 3, 4), (2, 2, 3), (2, 2, 4), (2, 2)
 LOOPS = {
     "retnet": (retnet, sizes(_S), sizes(_K, _K, _V, (2,)), []),
     "linear": (linear, sizes(_S, _K), sizes(_K, _K, _V), []),
+    "normalised": (normalised, sizes(_S, _K), sizes(_K, _K, _V, _K), []),
     "gated": (gated, sizes(_S), sizes(_K, _K, _V, _K), []),
     "delta": (delta, sizes(_S), sizes(_K, _K, _V, _H, _H), []),
     "kda": (kda, sizes(_S), sizes(_K, _K, _V, _H, _K), []),

@@ -61,6 +61,19 @@ def test_every_node_is_in_one_part():
     assert isinstance(found.core.matmul, int)
 
 
+def test_a_normaliser_goes_with_its_state():
+    """It does not force the decays of all pairs of positions to be spelled out."""
+    shapes = KEY, KEY, VALUE, KEY
+    program = analysed(loops.normalised, sizes(STATE, KEY), sizes(*shapes), [])[2].program
+    made = chunk(program, analyse(program), C)
+    assert len(made.rows) == 2
+    with_one, without = parts(made.program), both(loops.gated, *shapes)[0]
+    assert with_one.before.matmul + with_one.after.matmul < 1.1 * (
+        without.before.matmul + without.after.matmul
+    )
+    assert with_one.before.largest == without.before.largest
+
+
 def test_powers_of_a_fixed_matrix_are_taken_once():
     program, _ = loops.program_of("resonance")
     found = parts(chunk(program, analyse(program), 16).program)
