@@ -11,6 +11,8 @@ import programs
 from gradients import derived
 from harness import backward
 
+from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram
+
 CASES = {
     "ema": (programs.ema, programs.ema_adjoint, [("stream", 0), ("stream", 1)]),
     "ten": (
@@ -82,3 +84,16 @@ def test_derived_adjoint(name, steps, chunk, reverse):
 def test_derived_adjoint_double(name):
     bools = (1,) if name == "masked" else ()
     agree(derived(without_sums(name), 6, 4, "f64", bools=bools), 1e-10)
+
+
+def test_a_sum_spread_again_along_its_axes():
+    """The gradient of z in y = x - sum z is one number for all of z: tasks may not each write a part."""
+    b = Builder()
+    own = ("b", "k", "v")
+    h, x, z = b.input("carry", 0, own), b.input("stream", 0, own), b.input("stream", 1, ("k", "v"))
+    y = b.call("sub", x, b.contract(b.call("mul", z, b.const(0.05)), "k", "v"))
+    new = b.call("tanh", b.call("add", h, x))
+    outs = (OutSpec(y, own), OutSpec(h, own))
+    program = StepProgram(tuple(b.nodes), {"b": 17, "k": 20, "v": 17}, (CarrySpec(own, new, own),), outs)
+    for name, mine, theirs in derived(program, 3, 2, "f64"):
+        assert float((mine.reshape(theirs.shape) - theirs).abs().max()) <= 1e-9, name

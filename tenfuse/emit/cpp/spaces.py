@@ -122,7 +122,8 @@ def divisible(kernel: Kernel, par: frozenset[AxisName]) -> frozenset[AxisName]:
     """Axes that tasks may be cut along if outputs are then summed over tasks.
 
     Every share must be computed by one task only: an output summed over one such axis may
-    lack no other axis that tasks are cut along.
+    lack no other axis that tasks are cut along.  Nor may it be spread along that axis again:
+    a task writes only the entries of its own cut.
     """
     programs = [kernel.program] + ([kernel.recompute] if kernel.recompute else [])
     good = {
@@ -132,6 +133,7 @@ def divisible(kernel: Kernel, par: frozenset[AxisName]) -> frozenset[AxisName]:
     } - _renamed(kernel)
     shares = {a: partial_sums(kernel.program, a) or frozenset() for a in good | par}
     for out in kernel.program.outs:
+        good -= {a for a in out.axes if a in shares and out.ref in shares[a]}
         lost = {a for a in good | par if a not in out.axes}
         if any(out.ref in shares[a] for a in lost) and not all(out.ref in shares[a] for a in lost):
             good -= lost
