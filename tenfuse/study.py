@@ -58,9 +58,10 @@ class Study:
     @property
     def ranges(self) -> str:
         """What is known of the signs and ranges of the values with letters."""
-        nodes = dataclasses.replace(self.program, nodes=self.recurrence.nodes, carries=(), outs=())
-        found = bounds(nodes, self.inputs)
-        said = {name: found[ref].words()[:1] for name, ref in letters(self.recurrence, self.program).items()}
+        found = self.recurrence
+        nodes = StepProgram(found.nodes, found.sizes, (), (), found.dynamic)
+        known = bounds(nodes, self.inputs)
+        said = {name: known[ref].words()[:1] for name, ref in letters(found, self.program).items()}
         return ", ".join(f"{name} {words[0]}" for name, words in sorted(said.items()) if words)
 
     def _certificate(self, kind: str, prove: Callable[[], Certificate]) -> Certificate:

@@ -24,6 +24,13 @@ def ema_then_broken(x):
     return h
 
 
+def matrix_of_the_state(x, u):
+    h = torch.zeros_like(x[:, 0])
+    for t in range(x.shape[1]):
+        h = torch.tanh(x[:, t] + h @ u)
+    return h
+
+
 def noisy(x):
     h = torch.zeros_like(x[:, 0])
     for t in range(x.shape[1]):
@@ -56,6 +63,11 @@ def test_explain_takes_options_and_shows_graphs():
     assert before.count(" = 0.5 * ") >= 12 and "torch.ops.tenfuse.loop" in after and "0.5" not in after
     with pytest.raises(tenfuse.config.OptionError):
         tenfuse.explain(ema, strickt=True)(torch.randn(2, 12, 3))
+
+
+def test_ranges_where_the_normal_form_has_axes_of_its_own():
+    (loop,) = tenfuse.explain(matrix_of_the_state, strict=True)(torch.randn(2, 5, 3), torch.eye(3)).loops
+    assert (loop.status, loop.form) == ("fused", "nonlinear")
 
 
 def test_explain_is_no_compilation():
