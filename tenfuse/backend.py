@@ -197,12 +197,12 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> tuple[Fused, Study
     return fused, known
 
 
-def _choose(known: Study | None, steps: int) -> Choice:
+def _choose(known: Study | None, steps: int, gradients: bool) -> Choice:
     """The algorithm for ``steps`` steps; 0 where only the sequential kernel will do."""
     assert known is not None
     cores = torch.get_num_threads()
     choice = choose(known.program, known.recurrence if steps else None, steps, cores)
-    if choice.chunks is not None and not (known.split.proved and known.chunk.proved):
+    if choice.chunks is not None and not known.certified(gradients):
         return choose(known.program, None, steps, cores)
     return choice
 
@@ -296,6 +296,7 @@ def _fused(
     chunked = fused.choice.chunks is not None
     evidence += [told(known.split)] if prove or chunked else []
     evidence += [told(known.chunk)] if chunked or (prove and known.form in ALGORITHMS) else []
+    evidence += [told(known.adjoint)] if chunked and any(p.backward for p in fused.plans.values()) else []
     evidence += [f"ranges: {known.ranges}"] if known.ranges else []
     program = known.program
     evidence.append(f"{len(program.nodes)} nodes over {len(program.sizes)} named axes depend on the state")

@@ -155,11 +155,6 @@ TOO_SHORT = _code(
     "the loop has too few steps to be worth a kernel",
     "nothing to do: short loops are left to the inner compiler",
 )
-UNCERTIFIED = _code(
-    "TF304",
-    "the rewrite of the recurrence could not be proved equal to the loop in time",
-    "nothing to do: the loop is not rewritten; please report it if its body is short",
-)
 # emit and runtime
 NO_COMPILER = _code("TF401", "no C++ compiler was found", "install g++ or clang++, or set CXX to one")
 COMPILE_FAILED = _code(

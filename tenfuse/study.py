@@ -17,6 +17,7 @@ from tenfuse.algebra.analyse import analyse
 from tenfuse.algebra.bounds import bounds
 from tenfuse.algebra.bounds_aten import bounds_aten
 from tenfuse.algebra.certify import Certificate, certificate_from_text, certificate_to_text, certify
+from tenfuse.algebra.certify_adjoint import certify_adjoint
 from tenfuse.algebra.certify_chunk import certify_chunk
 from tenfuse.algebra.formula import formula, letters
 from tenfuse.algebra.interval import Interval
@@ -24,6 +25,7 @@ from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.plan.loop import canonical
 from tenfuse.runtime import notes
 from tenfuse.runtime.cache import key_of
+from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import StepProgram
 from tenfuse.step.reader import Placed, Step
 
@@ -54,6 +56,22 @@ class Study:
     def chunk(self) -> Certificate:
         """That the chunk program is so many steps."""
         return self._certificate("chunk", lambda: certify_chunk(self.program, self.recurrence))
+
+    @functools.cached_property
+    def adjoint(self) -> Certificate:
+        """That the adjoint of the chunk program is that of so many steps."""
+
+        def differentiate(program: StepProgram) -> tuple[StepProgram, dict[int, int]]:
+            found = adjoint(program, list(program.inputs("stream")), [])
+            return found.program, found.streams
+
+        return self._certificate(
+            "adjoint", lambda: certify_adjoint(self.program, self.recurrence, differentiate)
+        )
+
+    def certified(self, gradients: bool) -> bool:
+        """Whether running in chunks is proved to be the loop, with its gradients if they matter."""
+        return self.split.proved and self.chunk.proved and (self.adjoint.proved or not gradients)
 
     @property
     def ranges(self) -> str:

@@ -30,7 +30,9 @@ from tenfuse.step.reader import Placed, Step
 
 aten = torch.ops.aten
 
-Chooser = Callable[[int], Choice]
+Chooser = Callable[[int, bool], Choice]
+"""Given the number of steps, or 0 where only the sequential kernel will do, and whether
+gradients are wanted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +120,7 @@ def assemble(
 ) -> Fused:
     """The graph that replaces ``loop``.
 
-    ``grads`` says whether gradients may flow at all; ``chooser`` picks the algorithm, given
-    the number of steps, or 0 where only the sequential kernel will do.
+    ``grads`` says whether gradients may flow at all; ``chooser`` picks the algorithm.
     """
     maker = _Assembly(loop, step, parts, core, grads, None if chunk == "auto" else int(chunk), chooser)
     try:
@@ -316,7 +317,7 @@ class _Assembly:
             _positioned(core.outs, export_nodes),
         )
         whole = isinstance(steps, int) and self.chunk is None and whole_pieces(placed, exports, inits)
-        self.choice = self.chooser(steps if whole else 0)
+        self.choice = self.chooser(steps if whole else 0, wanted.any)
         examples = Examples(inits, streams, invariants, exports)
         if self.choice.chunks is not None:
             run = Chunked(placed, self.choice.chunks, examples, wanted, self.loop.reverse)
