@@ -139,7 +139,7 @@ def _tasks(program: StepProgram) -> int:
     sizes = sorted((program.sizes[a] for a in program.parallel_axes()), reverse=True)
     if not sizes:
         return 1
-    return max(1, -(-sizes[0] // _LANES)) * math.prod(sizes[1:])
+    return max(1, -(-sizes[0] // _LANES) * math.prod(sizes[1:]))
 
 
 __all__ = ["ALGORITHMS", "Choice", "Cost", "choose"]

@@ -210,3 +210,11 @@ def test_a_second_call_reads_its_own_tensors(model):
             kept.append((run(*args), model(*args)))
     for got, expected in kept:
         torch.testing.assert_close(got, expected)
+
+
+def test_an_empty_batch():
+    args = inputs((0, 5, 3), (0, 5, 4), (0, 5, 1))
+    found, want = compiled(delta)(*args), delta(*args)
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), args), torch.autograd.grad(want.sum(), args))
+    assert tenfuse.reports()[-1].loops[0].status == "fused"
