@@ -129,6 +129,7 @@ def _loop_backward_fake(
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     carries, streams, invariants, steps, key, save = inputs
     plan = plan_of(key)
+    ctx.set_materialize_grads(False)
     results = len(carries) + len(plan.exports)
     asked = [
         *zip(streams, plan.wanted.streams, strict=True),

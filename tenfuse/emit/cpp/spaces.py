@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tenfuse.emit.cpp.isa import Isa
 from tenfuse.emit.cpp.preamble import cost
@@ -425,8 +425,8 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
             beside = any(o.role == "out" and o.unit == a for o in kernel.operands)
             cap = 8 if shared or beside else 4
             limit = max(1, budget * 4 // max(per_entry * (found[tile].trips if tile in found else 1), 1))
-            if a in cut and kernel.recompute is None:  # Every task sums over this axis: as few as will do.
-                cap = limit
+            if a in cut:
+                cap = limit if kernel.recompute is None else max(cap, _rows_per_task(kernel, a))
             cap = min(cap, limit) if a in dynamic else min(cap, limit, max(sizes[a], 1))
             found[a] = Axis("tile", f"n{i}", cap, i)
         else:
@@ -450,6 +450,22 @@ def _cut(
         if tasks >= TASKS and width * _state_entries(kernel, par | {a}) * 2 * lanes <= budget:
             return frozenset({a})
     return every
+
+
+def _rows_per_task(kernel: Kernel, axis: AxisName) -> int:
+    """Entries of ``axis`` for a task such that sums over it, one per task, add little traffic.
+
+    At most a quarter of what the kernel reads and writes in a step anyway.
+    """
+    program = kernel.program
+
+    def entries(axes: Sequence[AxisName]) -> int:
+        return math.prod(max(program.sizes[a], 1) for a in axes)
+
+    outs = [o.axes for o in program.outs if not o.accumulate]
+    flow = sum(entries(axes) for axes in (*program.inputs("stream").values(), *outs))
+    sums = sum(entries(axes) for axes in outs if axis not in axes)
+    return -(-4 * program.sizes[axis] * sums // max(flow, 1))
 
 
 def _mixes(kernel: Kernel, mixing: frozenset[AxisName]) -> frozenset[AxisName]:
