@@ -201,7 +201,7 @@ def _choose(known: Study | None, steps: int, gradients: bool) -> Choice:
     """The algorithm for ``steps`` steps; 0 where only the sequential kernel will do."""
     assert known is not None
     cores = torch.get_num_threads()
-    choice = choose(known.program, known.recurrence if steps else None, steps, cores)
+    choice = choose(known.program, known.recurrence if steps else None, steps, cores, known.steady)
     if choice.chunks is not None and not known.certified(gradients):
         return choose(known.program, None, steps, cores)
     return choice

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import torch.fx as fx
@@ -73,13 +74,31 @@ class Study:
         """Whether running in chunks is proved to be the loop, with its gradients if they matter."""
         return self.split.proved and self.chunk.proved and (self.adjoint.proved or not gradients)
 
+    @functools.cached_property
+    def bounds(self) -> tuple[Interval, ...]:
+        """The range of every node of the recurrence."""
+        sizes = {**self.program.sizes, **self.recurrence.sizes}
+        nodes = StepProgram(self.recurrence.nodes, sizes, (), (), self.recurrence.dynamic)
+        return bounds(nodes, self.inputs)
+
+    @property
+    def steady(self) -> bool:
+        """Whether no state that is also read back into its own update can grow by its gate."""
+        return all(
+            math.prod(self.bounds[f].size for f in term.factors) <= 1.0
+            for stage in self.recurrence.stages
+            if any(t.contracted for u in stage.updates for t in u.terms)
+            for update in stage.updates
+            for term in update.terms
+            if not term.contracted
+        )
+
     @property
     def ranges(self) -> str:
         """What is known of the signs and ranges of the values with letters."""
-        found = self.recurrence
-        nodes = StepProgram(found.nodes, found.sizes, (), (), found.dynamic)
-        known = bounds(nodes, self.inputs)
-        said = {name: known[ref].words()[:1] for name, ref in letters(found, self.program).items()}
+        said = {
+            name: self.bounds[ref].words()[:1] for name, ref in letters(self.recurrence, self.program).items()
+        }
         return ", ".join(f"{name} {words[0]}" for name, words in sorted(said.items()) if words)
 
     def _certificate(self, kind: str, prove: Callable[[], Certificate]) -> Certificate:

@@ -26,6 +26,10 @@ ALGORITHMS = {
 LENGTHS = (16, 32, 64, 128)
 """Steps in a chunk that are considered."""
 
+SHORT = 16
+"""The longest chunk where a state that is read back may grow: the products of gates above
+one that the triangular system holds then lose digits that the loop keeps."""
+
 _MARGIN = 1.3
 """How much faster a chunked plan must be predicted to be."""
 
@@ -68,15 +72,21 @@ class Choice:
         return tuple(found)
 
 
-def choose(program: StepProgram, recurrence: Recurrence | None, steps: int, cores: int) -> Choice:
-    """The plan for ``steps`` steps; without a ``recurrence`` there is only one."""
+def choose(
+    program: StepProgram, recurrence: Recurrence | None, steps: int, cores: int, steady: bool = True
+) -> Choice:
+    """The plan for ``steps`` steps on so many ``cores``.
+
+    Without a ``recurrence`` there is only one.  ``steady`` says that no gate of a state that
+    is read back into its own update exceeds one.
+    """
     one = sequential(program, steps, cores)
     alone = Choice("sequential", one)
     if recurrence is None or recurrence.form not in ALGORITHMS or program.dynamic or _cuts(program):
         return alone
     name = ALGORITHMS[recurrence.form]
     priced: list[tuple[float, Cost, ChunkPlan]] = []
-    for length in (n for n in LENGTHS if 2 * n <= steps):
+    for length in (n for n in LENGTHS if 2 * n <= steps and (steady or n <= SHORT)):
         plan = ChunkPlan(program, recurrence, length)
         try:
             cost = chunked(plan, steps, cores)

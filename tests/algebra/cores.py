@@ -18,6 +18,11 @@ from tenfuse.step.reader import read
 
 def steps_of(model, *inputs):
     """A ``Step`` for every loop with a carry, in source order."""
+    return [step for step, _ in reads_of(model, *inputs)]
+
+
+def reads_of(model, *inputs):
+    """The same, each with the ATen graph it was read from."""
     found = []
 
     @door.ours
@@ -27,7 +32,7 @@ def steps_of(model, *inputs):
             if not isinstance(loop, Kept):
                 aten = normalize(loop, _autocast(loop, copy))
                 if aten.live:
-                    found.append(read(aten, split(aten)))
+                    found.append((read(aten, split(aten)), aten.graph))
         return restore(gm).forward
 
     torch._dynamo.reset()

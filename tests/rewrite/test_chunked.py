@@ -10,8 +10,10 @@ import tenfuse.testing
 from reference import CASES
 from tenfuse import backend
 from tenfuse.algebra.chunk import Unchunkable
-from tenfuse.plan.choose import ALGORITHMS, Choice, Cost, choose
+from tenfuse.plan.choose import ALGORITHMS, SHORT, Choice, Cost, choose
 from tenfuse.plan.chunked import ChunkPlan
+from tenfuse.study import study
+from tests.algebra.cores import reads_of
 
 OPTIONS = {"strict": True, "inner": "eager"}
 IN_CHUNKS = {
@@ -33,7 +35,7 @@ def chunks_of(monkeypatch):
     """Plan every loop that has a chunk program in chunks of so many steps."""
 
     def of(length):
-        def chosen(program, recurrence, steps, cores):
+        def chosen(program, recurrence, steps, cores, steady=True):
             alone = choose(program, recurrence, steps, cores)
             if recurrence is None or recurrence.form not in ALGORITHMS or steps < 2:
                 return alone
@@ -90,16 +92,42 @@ def test_many_cores_take_chunks_and_two_do_not():
             ys.append(h)
         return torch.stack(ys, 1)
 
-    step = core_of(ema, torch.rand(1, 12, 4), torch.rand(1, 12, 4))
+    known = study_of(ema, torch.rand(1, 12, 4), torch.rand(1, 12, 4))
     for cores in (1, 2, 64):
-        found[cores] = choose(*step, 1 << 16, cores).algorithm
+        found[cores] = choose(known.program, known.recurrence, 1 << 16, cores).algorithm
     assert found == {1: "sequential", 2: "sequential", 64: "scan"}
 
 
-def core_of(model, *inputs):
-    from tenfuse.study import study
-    from tests.algebra.cores import steps_of
+def test_a_state_that_may_grow_is_taken_in_short_chunks():
+    """A gate without a bound, and one that is at most one, on a machine with many cores."""
 
-    (step,) = steps_of(model, *inputs)
-    known = study(step)
-    return known.program, known.recurrence
+    def delta(k, v, a):
+        s, ys = torch.zeros(1, 8, 8), []
+        for t in range(k.shape[1]):
+            k_t = k[:, t, :, None]
+            s = a[:, t, None, None] * s
+            s = s + k_t * (v[:, t] - (s * k_t).sum(1))[:, None]
+            ys.append((s * k_t).sum(1))
+        return torch.stack(ys, 1)
+
+    def gated(k, v, a):
+        s, ys = torch.zeros(1, 8, 8), []
+        for t in range(k.shape[1]):
+            k_t = k[:, t, :, None]
+            s = torch.sigmoid(a[:, t])[:, None, None] * s
+            s = s + k_t * (v[:, t] - (s * k_t).sum(1))[:, None]
+            ys.append((s * k_t).sum(1))
+        return torch.stack(ys, 1)
+
+    inputs = torch.rand(1, 12, 8), torch.rand(1, 12, 8), torch.rand(1, 12)
+    lengths = {}
+    for model in (delta, gated):
+        known = study_of(model, *inputs)
+        choice = choose(known.program, known.recurrence, 1 << 16, 4096, known.steady)
+        lengths[model.__name__] = choice.chunks.length if choice.chunks else 0
+    assert 0 < lengths["delta"] <= SHORT < lengths["gated"]
+
+
+def study_of(model, *inputs):
+    ((step, graph),) = reads_of(model, *inputs)
+    return study(step, graph)
