@@ -33,6 +33,9 @@ from tenfuse.step.reader import Placed, Step
 VERSION = "1"
 """Raised when the algebra changes what it proves: older certificates are then forgotten."""
 
+SECONDS = 1.5
+"""Processor time after which a proof is given up."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -51,12 +54,12 @@ class Study:
     @functools.cached_property
     def split(self) -> Certificate:
         """That the normal form is the step."""
-        return self._certificate("split", lambda: certify(self.program, self.recurrence))
+        return self._certificate("split", lambda: certify(self.program, self.recurrence, SECONDS))
 
     @functools.cached_property
     def chunk(self) -> Certificate:
         """That the chunk program is so many steps."""
-        return self._certificate("chunk", lambda: certify_chunk(self.program, self.recurrence))
+        return self._certificate("chunk", lambda: certify_chunk(self.program, self.recurrence, SECONDS))
 
     @functools.cached_property
     def adjoint(self) -> Certificate:
@@ -67,7 +70,7 @@ class Study:
             return found.program, found.streams
 
         return self._certificate(
-            "adjoint", lambda: certify_adjoint(self.program, self.recurrence, differentiate)
+            "adjoint", lambda: certify_adjoint(self.program, self.recurrence, differentiate, SECONDS)
         )
 
     def certified(self, gradients: bool) -> bool:

@@ -22,7 +22,13 @@ def assert_all_fused(loops, case):
 @pytest.mark.parametrize("case", LOOPS, ids=lambda c: c.name)
 def test_explained_as_fused(case):
     model, inputs = case.make(7)
-    assert_all_fused(tenfuse.explain(model)(*inputs).loops, case)
+    loops = tenfuse.explain(model)(*inputs).loops
+    assert_all_fused(loops, case)
+    for loop in loops:
+        if loop.status == "fused" and loop.form != "map":
+            assert loop.formula and loop.algorithm == "sequential"
+            assert any(line.startswith("proved over exact symbols") for line in loop.evidence)
+            assert any(line.startswith("predicted") for line in loop.evidence)
 
 
 @pytest.mark.parametrize("steps", [7, *(pytest.param(t, marks=pytest.mark.slow) for t in (64, 130))])
