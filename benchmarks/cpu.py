@@ -118,12 +118,12 @@ def speed(bench: Bench, steps: int, rounds: int) -> dict[str, Any]:
 
     forward = {name: _without_grad(way, inputs) for name, way in ways.items()}
     errors = {name: measure.error([call()], oracle[:outputs]) for name, call in forward.items()}
-    seconds = measure.alternate(forward, rounds)
+    seconds = measure.alternate(forward, rounds, 20.0)
     leaves = measure.leaves_of(bench.loop, inputs)
     both = {name: _with_grad(way, inputs, leaves) for name, way in ways.items() if name != "hand-written"}
     grad_errors = {name: measure.error(call()[outputs:], oracle[outputs:]) for name, call in both.items()}
     both["limit forward"] = forward["hand-written"]
-    both_seconds = measure.alternate(both, rounds)
+    both_seconds = measure.alternate(both, rounds, 30.0, least=2)
     rows = {}
     for name in ways:
         row: dict[str, Any] = {
