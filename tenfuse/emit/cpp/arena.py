@@ -1,0 +1,102 @@
+"""Scratch memory of one task.
+
+Takes the axes of what is to be held; leaves an ``Array`` for each and the lines that place
+them one after the other in the task's arena.  Nothing here knows what the arrays hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tenfuse.emit.cpp.nest import Access
+from tenfuse.emit.cpp.spaces import Spaces
+from tenfuse.step.program import AxisName
+
+Size = int | str
+
+
+def times(a: Size, b: Size) -> Size:
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    return b if a == 1 else a if b == 1 else f"({a} * {b})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """Scratch of one task: ``places`` are the positions that have an extent, the unit one last."""
+
+    name: str
+    places: tuple[int, ...]
+    strides: tuple[Size, ...]
+    size: Size
+
+    def access(self, axes: tuple[AxisName, ...], pointer: str = "") -> Access:
+        dims = tuple((axes[p], str(s)) for p, s in zip(self.places, self.strides, strict=True))
+        return Access(pointer or self.name, dims, padded=True)
+
+    def panels(self, axes: tuple[AxisName, ...], x: AxisName, block: int) -> Access:
+        """The same memory with ``x`` cut in blocks of ``block`` entries, outermost."""
+        pitch = int(self.strides[-2]) if len(self.strides) > 1 else block
+        dims = []
+        for p, s in zip(self.places, self.strides, strict=True):
+            dims.append((axes[p], "1" if axes[p] == x else str(int(s) // pitch * block)))
+        return Access(self.name, tuple(dims), padded=True, panel=str(int(self.size) // pitch))
+
+    def clear(self, pointer: str = "") -> str:
+        """The line that fills the array with zeros."""
+        return f"memset({pointer or self.name}, 0, sizeof(T) * {self.size});"
+
+
+class Arena:
+    """Every array of a task, in the order they were asked for."""
+
+    def __init__(self, spaces: Spaces, lanes: int) -> None:
+        self.spaces, self.lanes = spaces, lanes
+        self.arrays: list[tuple[Array, int]] = []
+
+    def array(self, axes: tuple[AxisName, ...], last: int | None, copies: int = 1, grain: int = 1) -> Array:
+        """Scratch over the local axes among ``axes``; ``last`` is the position with stride 1,
+        its extent rounded up to whole vectors and to ``grain``."""
+        places = [p for p, a in enumerate(axes) if self.spaces.axes[a].kind != "task"]
+        if last in places:
+            places.remove(last)  # type: ignore[arg-type]
+            places.append(last)  # type: ignore[arg-type]
+        size: Size = 1
+        strides: list[Size] = []
+        for n, p in enumerate(reversed(places)):
+            strides.append(size)
+            extent = self.spaces.axes[axes[p]].capacity
+            if n == 0:
+                extent = self._padded(-(-extent // grain) * grain if isinstance(extent, int) else extent)
+            size = times(size, extent)
+        size = self._padded(size) if not places else size
+        found = Array(f"w{len(self.arrays)}", tuple(places), tuple(reversed(strides)), size)
+        self.arrays.append((found, copies))
+        return found
+
+    def along(self, axes: tuple[AxisName, ...], x: AxisName | None) -> Array:
+        """Scratch whose entries lie side by side along ``x``, if it is among ``axes``."""
+        return self.array(axes, axes.index(x) if x in axes else None)
+
+    def _padded(self, extent: Size) -> Size:
+        if isinstance(extent, int):
+            return -(-max(extent, 1) // self.lanes) * self.lanes
+        return f"(({extent} + {self.lanes}) / {self.lanes} * {self.lanes})"
+
+    def lines(self) -> list[str]:
+        """Definitions of the arrays."""
+        lines, offset = [], "arena"
+        for array, copies in self.arrays:
+            lines.append(
+                f"T* const {array.name} = {offset}; "
+                f"const int64_t {array.name}_size = {array.size}; (void){array.name}_size;"
+            )
+            offset = f"{array.name} + {times(array.size, copies)}"
+        return lines
+
+    def need(self) -> str:
+        """Entries of the whole arena."""
+        return " + ".join(str(times(a.size, c)) for a, c in self.arrays) or "0"
+
+
+__all__ = ["Arena", "Array", "Size", "times"]

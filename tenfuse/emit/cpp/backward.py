@@ -1,0 +1,109 @@
+"""A task's walk back over time, chunk by chunk.
+
+Takes the ``Memory`` of a kernel that recomputes a forward program; leaves lines that, for
+every chunk from the last to the first, compute the chunk's states again from its checkpoint
+into a history, then walk its steps back.
+"""
+
+from __future__ import annotations
+
+from tenfuse.emit.cpp import ahead
+from tenfuse.emit.cpp.memory import Memory
+from tenfuse.emit.cpp.nest import Access
+from tenfuse.emit.cpp.step import following, nests, pointers
+from tenfuse.emit.cpp.task import Task, first_sums, saved
+from tenfuse.step.program import AxisName, Input, Ref, StepProgram
+
+
+def backward(memory: Memory) -> list[str]:
+    task = Task(memory)
+    lines = task.carries()
+    history = History(memory)
+    before, step = task.step(history.state)
+    lines += before
+    work = memory.work
+    needed = any(isinstance(n, Input) and n.kind == "state" for n in task.program.nodes)
+    chunk, reverse = history.chunk, memory.settled.kernel.reverse
+    lines += task.start("0" if reverse else "steps - 1")
+    lines += [
+        f"for (int64_t z = (steps + {chunk - 1}) / {chunk} - 1; z >= 0; z--) {{",
+        f"const int64_t first = z * {chunk}, many = steps - first < {chunk} ? steps - first : {chunk};",
+    ]
+    again: list[str] = []
+    if needed:
+        lines += history.restored()
+        again = history.again()
+        lines += again
+    # While one chunk is walked back, the streams of the next one are asked for.
+    step = ahead.soon(memory.operands, step + again, work) + step
+    step = ahead.lead(step, chunk if reverse else -chunk, "z > 0") + step
+    lines += ["for (int64_t k = many - 1; k >= 0; k--) {", *(history.slots() if needed else [])]
+    lines += pointers(memory, step, history.time(), following(not reverse))
+    return [*lines, *step, "}", "}", *task.finish()]
+
+
+class History:
+    """The states of one chunk, one after the other for each carry of the forward program."""
+
+    def __init__(self, memory: Memory) -> None:
+        settled = memory.settled
+        assert settled.kernel.recompute is not None and settled.again is not None
+        self.memory, self.settled, self.timing = memory, settled, settled.again
+        self.forward: StepProgram = settled.kernel.recompute
+        self.chunk, self.reverse = max(1, settled.kernel.checkpoint), settled.kernel.reverse
+        self.arrays = [
+            memory.arena.array(c.axes, settled.state_last.get(i), self.chunk)
+            for i, c in enumerate(self.forward.carries)
+        ]
+
+    def time(self) -> str:
+        """That of step ``k`` of the chunk."""
+        return "steps - 1 - first - k" if self.reverse else "first + k"
+
+    def slots(self) -> list[str]:
+        """Pointers to the states before step ``k``."""
+        return [f"T* const h{i} = {a.name} + k * {a.size};" for i, a in enumerate(self.arrays)]
+
+    def state(self, node: Input) -> Access:
+        return self.arrays[node.index].access(node.axes, f"h{node.index}")
+
+    def restored(self) -> list[str]:
+        """Lines that bring the chunk's first states back from the checkpoint."""
+        lines: list[str] = []
+        for i, carry in enumerate(self.forward.carries):
+            if self.memory.operands.place("save", i) is not None:
+                state = self.arrays[i].access(carry.axes)
+                lines += saved(self.memory, i, carry.axes, state, False, "z")
+        return lines + first_sums(
+            self.memory,
+            self.timing,
+            self.settled.state_last,
+            lambda node: self.arrays[node.index].access(node.axes),
+            lambda i: self.arrays[i].access(self.forward.carries[i].axes),
+            "steps - 1 - first" if self.reverse else "first",
+        )
+
+    def again(self) -> list[str]:
+        """The loop that computes the chunk's other states."""
+
+        def old(ref: Ref) -> Access:
+            node = self.forward.nodes[ref]
+            assert isinstance(node, Input)
+            return self.state(node)
+
+        def new(i: int, axes: tuple[AxisName, ...], inplace: bool) -> Access:
+            return self.arrays[i].access(axes, f"g{i}")
+
+        lines, _ = nests(self.memory, self.forward, self.settled.state_last, old, new, {})
+        nexts = [f"T* const g{i} = h{i} + {a.size};" for i, a in enumerate(self.arrays)]
+        return [
+            "for (int64_t k = 0; k + 1 < many; k++) {",
+            *self.slots(),
+            *nexts,
+            *pointers(self.memory, lines, self.time(), following(self.reverse)),
+            *lines,
+            "}",
+        ]
+
+
+__all__ = ["backward"]

@@ -1,0 +1,112 @@
+"""The outer function of a kernel: how many tasks there are and which thread runs them.
+
+Takes the ``Memory`` of a kernel whose task is written; leaves the text of
+
+    int kernel(char *const *P, const int64_t *S, const int64_t *N, int64_t steps, int threads)
+
+which divides the axes, gives every thread an arena and its shares, runs the tasks and sums
+the shares.
+"""
+
+from __future__ import annotations
+
+from tenfuse.emit.cpp.memory import Memory
+from tenfuse.emit.cpp.spaces import Axis, Spaces
+from tenfuse.step.program import AxisName
+
+
+def entry(memory: Memory) -> str:
+    shared = bool(memory.shares.order)
+    lines = [*_tasks(memory, shared), *_sizes(memory, shared)]
+    # Shares are summed thread by thread: equal chunks keep the result the same at every call.
+    schedule = "static" if shared else "dynamic, 1"
+    share = "shares + omp_get_thread_num() * total" if shared else "0"
+    return "\n".join(
+        [
+            'extern "C" int kernel(char* const* P, const int64_t* S, const int64_t* N,',
+            "                      int64_t steps, int threads) {",
+            *(f"  {line}" for line in lines),
+            "  #pragma omp parallel num_threads(threads) if (threads > 1)",
+            "  {",
+            "    void* memory = 0;",
+            "    if (posix_memalign(&memory, 64, (size_t)need * sizeof(T)) != 0) {",
+            "      #pragma omp atomic write",
+            "      failed = 1;",
+            "      memory = 0;",
+            "    }",
+            f"    #pragma omp for schedule({schedule})",
+            "    for (int64_t task = 0; task < tasks; task++)",
+            f"      if (memory) run(P, S, N, L, steps, task, (T*)memory, {share});",
+            "    settle();",
+            *(f"    {line}" for line in memory.shares.gather()),
+            "    free(memory);",
+            "  }",
+            *(["  free(shares);"] if shared else []),
+            "  return failed;",
+            "}",
+            "",
+        ]
+    )
+
+
+def _tasks(memory: Memory, shared: bool) -> list[str]:
+    """Lines that count the tasks, and settle how long the runs are that are cut at launch."""
+    spaces = memory.settled.spaces
+    lines = [f"const int64_t N{i} = N[{i}]; (void)N{i};" for i in range(len(spaces.axes))]
+    lines.append(f"int64_t L[{len(spaces.axes) + 1}] = {{0}};")
+    lines.append("int64_t tasks = 1;")
+    tiles: list[tuple[AxisName, Axis]] = []
+    for a in spaces.task_axes():
+        axis = spaces.axes[a]
+        if axis.kind == "task":
+            lines.append(f"tasks *= N{axis.id};")
+        elif isinstance(axis.extent, int):
+            lines.append(f"tasks *= (N{axis.id} + {axis.extent - 1}) / {axis.extent};")
+        else:
+            tiles.append((a, axis))
+    # With shares there is something to do without tasks: the sum of nothing is zero.
+    early = [] if shared else ["if (tasks == 0) return 0;"]
+    lines += early
+    if tiles:
+        lines += ["if (tasks > 0) {"]
+        for a, axis in sorted(tiles, key=lambda t: t[0] == spaces.row):
+            lines += _tile(spaces, memory.settled.lanes, a, axis)
+        lines += ["}"]
+    return lines + (early if tiles else [])
+
+
+def _tile(spaces: Spaces, lanes: int, name: AxisName, axis: Axis) -> list[str]:
+    """The run of a tile axis that one task takes, chosen at launch."""
+    i = axis.id
+    parts = "threads" if name == spaces.row and spaces.shared else "4 * threads"
+    grain = 1 if name == spaces.row else 4 * lanes
+    return [
+        f"{{ const int64_t want = ({parts} + tasks - 1) / tasks;",
+        f"  int64_t tile = ((N{i} + want - 1) / want + {grain - 1}) / {grain} * {grain};",
+        f"  if (tile > {axis.capacity}) tile = {axis.capacity};",
+        "  if (tile < 1) tile = 1;",
+        f"  L[{i}] = tile; tasks *= (N{i} + tile - 1) / tile; }}",
+    ]
+
+
+def _sizes(memory: Memory, shared: bool) -> list[str]:
+    """Lines that settle the number of threads and what memory they need."""
+    lines = [
+        f"const int64_t need = {memory.arena.need()} + W;",
+        f"if ((double)tasks * (double)(steps + 1) * {max(1, memory.work)}.0 < 20000.0) threads = 1;",
+        "if (threads > tasks) threads = tasks > 0 ? (int)tasks : 1;",
+        "int failed = 0;",
+    ]
+    if not shared:
+        return lines
+    strides, total = memory.shares.strides()
+    return [
+        *lines,
+        *strides,
+        f"const int64_t total = {total} + W;",
+        "T* const shares = (T*)calloc((size_t)threads * (size_t)total, sizeof(T));",
+        "if (!shares) return 1;",
+    ]
+
+
+__all__ = ["entry"]

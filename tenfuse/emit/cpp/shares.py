@@ -1,0 +1,115 @@
+"""Outputs that several tasks sum: each thread's own share, and their sum at the end.
+
+Takes ``Settled`` and the ``Operands``; leaves an ``Access`` per shared output and the lines
+that lay the shares out and add them up.  Shares are summed thread by thread, in order, so
+that a kernel gives the same bits at every call.
+"""
+
+from __future__ import annotations
+
+from tenfuse.emit.cpp.nest import Access
+from tenfuse.emit.cpp.operands import Operands, timed, uses
+from tenfuse.emit.cpp.preamble import STORAGE
+from tenfuse.emit.cpp.settle import Settled
+from tenfuse.emit.cpp.spaces import partial_sums
+from tenfuse.step.program import AxisName
+
+
+class Shares:
+    """``found`` are the outputs that are summed over threads; ``order`` the positions of
+    their axes in a share, of those that were asked for."""
+
+    def __init__(self, settled: Settled, operands: Operands) -> None:
+        self.program, self.spaces, self.operands = settled.kernel.program, settled.spaces, operands
+        self.order: dict[int, tuple[int, ...]] = {}
+        self.found = self._found()
+
+    def _found(self) -> frozenset[int]:
+        """Outputs of which each task computes a share."""
+        found: set[int] = set()
+        for a in self.spaces.task_axes():
+            share = partial_sums(self.program, a) or frozenset()
+            found |= {i for i, o in enumerate(self.program.outs) if o.ref in share}
+        return frozenset(found)
+
+    def access(self, index: int, x: AxisName | None) -> Access:
+        """This thread's share of an output: contiguous, time first, axis ``x`` last."""
+        axes = self.program.outs[index].axes
+        if index not in self.order:
+            self.order[index] = tuple(sorted(range(len(axes)), key=lambda p: axes[p] == x))
+        last = self.order[index][-1] if axes else None
+        dims = tuple(
+            (a, "1" if p == last else f"e{index}_{p}")
+            for p, a in enumerate(axes)
+            if self.spaces.axes[a].kind != "task"
+        )
+        accumulate = self.program.outs[index].accumulate
+        return Access(f"{'u' if accumulate else 'y'}{index}", dims)
+
+    # -- text ---------------------------------------------------------------------------
+
+    def strides(self) -> tuple[list[str], str]:
+        """Definitions of the strides and offsets of shared outputs, and their total size."""
+        lines, offset = [], "0"
+        for i in sorted(self.order):
+            out = self.program.outs[i]
+            size = "1"
+            for p in reversed(self.order[i]):
+                lines.append(f"const int64_t e{i}_{p} = {size}; (void)e{i}_{p};")
+                size = f"e{i}_{p} * N{self.spaces.axes[out.axes[p]].id}"
+            lines.append(f"const int64_t e{i}_t = {size}, e{i}_o = {offset};")
+            offset = f"e{i}_o + e{i}_t" + ("" if out.accumulate else " * steps")
+        return lines, offset
+
+    def heads(self) -> list[str]:
+        """Strides, and pointers to where a task's part of its thread's shares begins."""
+        lines = self.strides()[0]
+        for i in sorted(self.order):
+            out = self.program.outs[i]
+            terms = [f"share + e{i}_o"]
+            for p, a in enumerate(out.axes):
+                if self.spaces.axes[a].kind != "full":
+                    terms.append(f"o{self.spaces.axes[a].id} * e{i}_{p}")
+            lines.append(f"T* const u{i} = {' + '.join(terms)};")
+        return lines
+
+    def of_step(self, text: str) -> list[str]:
+        """Definitions of the pointers that ``text`` uses at time ``t``."""
+        return [
+            f"T* const y{i} = u{i} + t * e{i}_t;"
+            for i in self.order
+            if not self.program.outs[i].accumulate and uses(text, f"y{i}")
+        ]
+
+    def gather(self) -> list[str]:
+        """Lines that sum the threads' shares into the outputs."""
+        return [line for i in sorted(self.order) for line in self._gathered(i)]
+
+    def _gathered(self, i: int) -> list[str]:
+        place = self.operands.place("out", i)
+        assert place is not None
+        kernel = self.operands.kernel
+        out, operand = self.program.outs[i], kernel.operands[place]
+        first = 0 if out.accumulate else 1
+        strides = sum(len(o.axes) + timed(kernel, o) for o in kernel.operands[:place])
+        mine, its = [f"e{i}_o"], [f"({STORAGE[operand.dtype]}*)P[{place}]"]
+        loops = [f"for (int64_t t = 0; t < {'1' if out.accumulate else 'steps'}; t++)"]
+        if not out.accumulate:
+            mine.append(f"t * e{i}_t")
+            its.append(f"t * S[{strides}]")
+        for p in self.order[i]:
+            loops.append(f"for (int64_t j{p} = 0; j{p} < N{self.spaces.axes[out.axes[p]].id}; j{p}++)")
+            mine.append(f"j{p} * e{i}_{p}")
+            its.append(f"j{p} * S[{strides + p + first}]")
+        return [
+            "#pragma omp for schedule(static)",
+            *loops,
+            "{",
+            "  T sum = 0;",
+            f"  for (int w = 0; w < threads; w++) sum += shares[w * total + {' + '.join(mine)}];",
+            f"  st1({' + '.join(its)}, sum);",
+            "}",
+        ]
+
+
+__all__ = ["Shares"]

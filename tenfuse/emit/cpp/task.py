@@ -1,0 +1,143 @@
+"""What the loops over time of both directions have in common.
+
+Takes the ``Memory`` of a kernel; leaves lines before a loop (carries filled, sums cleared,
+what is carried over computed for the first step), of one step, and after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tenfuse.emit.cpp.arena import Array
+from tenfuse.emit.cpp.copies import copy
+from tenfuse.emit.cpp.memory import Memory
+from tenfuse.emit.cpp.nest import Access
+from tenfuse.emit.cpp.retime import Early
+from tenfuse.emit.cpp.step import nests, pointers
+from tenfuse.step.program import AxisName, Input, Ref
+
+
+class Task:
+    """The carries of the kernel's program and its sums, in the scratch of one task."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory, self.settled, self.operands = memory, memory.settled, memory.operands
+        self.program = memory.settled.kernel.program
+        self.arrays: list[Array] = []
+        self.sums: dict[int, Array] = {}
+
+    def carries(self) -> list[str]:
+        """Lines that make room for the carries and fill them."""
+        lines = []
+        for i, carry in enumerate(self.program.carries):
+            array = self.memory.arena.array(carry.axes, self.settled.last.get(i))
+            self.arrays.append(array)
+            lines.append(f"T* c{i} = {array.name};")
+            if self.operands.place("init", i) is None:
+                lines.append(array.clear(f"c{i}"))
+            else:
+                source = self.operands.access("init", i, carry.axes)
+                lines += copy(self.settled, carry.axes, source, self.carry(i, carry.axes))
+        return lines
+
+    def carry(self, i: int, axes: tuple[AxisName, ...], letter: str = "c") -> Access:
+        return self.arrays[i].access(axes, f"{letter}{i}")
+
+    def step(self, states: Callable[[Input], Access] | None) -> tuple[list[str], list[str]]:
+        """Lines before the loop, and of one step of the kernel's program."""
+
+        def old(ref: Ref) -> Access:
+            node = self.program.nodes[ref]
+            assert isinstance(node, Input)
+            if node.kind == "state":
+                assert states is not None
+                return states(node)
+            return self.carry(node.index, node.axes)
+
+        def new(i: int, axes: tuple[AxisName, ...], inplace: bool) -> Access:
+            return self.carry(i, axes, "c" if inplace else "d")
+
+        self.memory.leads = True
+        lines, inplace = nests(self.memory, self.program, self.settled.last, old, new, self.sums)
+        self.memory.leads = False
+        before = []
+        for i, fine in inplace.items():
+            if not fine:
+                second = self.memory.arena.array(self.program.carries[i].axes, self.settled.last.get(i))
+                before.append(f"T* d{i} = {second.name};")
+                lines.append(f"{{ T* e = c{i}; c{i} = d{i}; d{i} = e; }}")
+        return before + [array.clear() for array in self.sums.values()], lines
+
+    def start(self, time: str) -> list[str]:
+        """What the program carries over, for its first step."""
+        carries = self.program.carries
+        return first_sums(
+            self.memory,
+            self.settled.main,
+            self.settled.last,
+            lambda node: self.carry(node.index, node.axes),
+            lambda i: self.carry(i, carries[i].axes),
+            time,
+        )
+
+    def finish(self) -> list[str]:
+        """Copy final carries and summed outputs to their tensors."""
+        lines = []
+        for i, carry in enumerate(self.program.carries):
+            if self.operands.place("final", i) is not None:
+                target = self.operands.access("final", i, carry.axes)
+                lines += copy(self.settled, carry.axes, self.carry(i, carry.axes), target)
+        for i, array in self.sums.items():
+            axes = self.program.outs[i].axes
+            if i in self.memory.shares.found:
+                share = self.memory.shares.access(i, axes[array.places[-1]] if array.places else None)
+                lines += copy(self.settled, axes, array.access(axes), share, add=True)
+            else:
+                lines += copy(self.settled, axes, array.access(axes), self.operands.access("out", i, axes))
+        return lines
+
+
+def first_sums(
+    memory: Memory,
+    timing: Early,
+    last: dict[int, int],
+    states: Callable[[Input], Access],
+    new: Callable[[int], Access],
+    time: str,
+) -> list[str]:
+    """Lines that compute what ``timing`` carries over, for the first step, at ``time``."""
+    program = timing.first
+    if program is None:
+        return []
+
+    def old(ref: Ref) -> Access:
+        node = program.nodes[ref]
+        assert isinstance(node, Input)
+        return states(node)
+
+    own = {i: last[timing.since + i] for i in range(len(program.carries))}
+    lines, _ = nests(
+        memory, program, own, old, lambda i, axes, inplace: new(timing.since + i), {}, states=last
+    )
+    return ["if (steps > 0) {", *pointers(memory, lines, time), *lines, "}"]
+
+
+def saved(
+    memory: Memory, i: int, axes: tuple[AxisName, ...], state: Access, out: bool, slot: str
+) -> list[str]:
+    """Copy a carry to its checkpoint ``slot``, or back."""
+    place = memory.operands.place("save", i)
+    assert place is not None, f"the kernel has no operand for save {i}"
+    outside = memory.operands.access("save", i, axes)
+    kind = memory.operands.ctype(memory.settled.kernel.operands[place])
+    number = outside.pointer[1:]
+    source, target = (state, outside) if out else (outside, state)
+    return [
+        "{",
+        f"{kind}* const {outside.pointer} = p{number} + ({slot}) * s{place}_0;",
+        *copy(memory.settled, axes, source, target),
+        "}",
+    ]
+
+
+__all__ = ["Task", "first_sums", "saved"]
