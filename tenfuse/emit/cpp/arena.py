@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tenfuse.emit.cpp.nest import Access
+from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.spaces import Spaces
 from tenfuse.step.program import AxisName
 

@@ -8,8 +8,8 @@ into a history, then walk its steps back.
 from __future__ import annotations
 
 from tenfuse.emit.cpp import ahead
+from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.memory import Memory
-from tenfuse.emit.cpp.nest import Access
 from tenfuse.emit.cpp.step import following, nests, pointers
 from tenfuse.emit.cpp.task import Task, first_sums, saved
 from tenfuse.step.program import AxisName, Input, Ref, StepProgram

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from tenfuse.emit.cpp.nest import Access, NestWriter
+from tenfuse.emit.cpp.access import Access
+from tenfuse.emit.cpp.nest import NestWriter
 from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store
 from tenfuse.emit.cpp.settle import Settled
 from tenfuse.step.program import AxisName, CarrySpec, Input, StepProgram

@@ -7,7 +7,7 @@ begins, ``q3`` its entries of time ``t``, ``a3`` those of the step after.
 
 from __future__ import annotations
 
-from tenfuse.emit.cpp.nest import Access
+from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.preamble import STORAGE
 from tenfuse.emit.cpp.settle import Settled
 from tenfuse.plan.kernel import Kernel, Operand

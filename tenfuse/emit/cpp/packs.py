@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
+from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.arena import Arena, Array
 from tenfuse.emit.cpp.copies import copy
-from tenfuse.emit.cpp.nest import Access
 from tenfuse.emit.cpp.operands import Operands
 from tenfuse.emit.cpp.schedule import Nest
 from tenfuse.emit.cpp.settle import Settled

@@ -11,9 +11,10 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.arena import Array
 from tenfuse.emit.cpp.memory import Memory
-from tenfuse.emit.cpp.nest import Access, NestWriter
+from tenfuse.emit.cpp.nest import NestWriter
 from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store, reads_carry
 from tenfuse.step.program import AxisName, Input, Ref, StepProgram
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.arena import Array
 from tenfuse.emit.cpp.copies import copy
 from tenfuse.emit.cpp.memory import Memory
-from tenfuse.emit.cpp.nest import Access
 from tenfuse.emit.cpp.retime import Early
 from tenfuse.emit.cpp.step import nests, pointers
 from tenfuse.step.program import AxisName, Input, Ref
