@@ -14,7 +14,7 @@ from tenfuse.emit.cpp.copies import copy
 from tenfuse.emit.cpp.operands import Operands
 from tenfuse.emit.cpp.schedule import Nest
 from tenfuse.emit.cpp.settle import Settled
-from tenfuse.emit.cpp.spaces import unit_of
+from tenfuse.emit.cpp.sweeps import unit_of
 from tenfuse.step.program import AxisName
 
 PANEL_BYTES = 8 << 10

@@ -13,7 +13,8 @@ import math
 
 from tenfuse.emit.cpp.isa import Isa
 from tenfuse.emit.cpp.preamble import cost
-from tenfuse.emit.cpp.spaces import Spaces, Work, best_axis, closure, find, price, unit_of, works
+from tenfuse.emit.cpp.spaces import Spaces
+from tenfuse.emit.cpp.sweeps import Work, best_axis, closure, find, price, unit_of, works
 from tenfuse.plan.kernel import Kernel
 from tenfuse.step.program import AxisName, Const, Contract, Input, Pointwise, Ref, StepProgram, arguments
 

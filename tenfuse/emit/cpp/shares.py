@@ -8,10 +8,10 @@ that a kernel gives the same bits at every call.
 from __future__ import annotations
 
 from tenfuse.emit.cpp.access import Access
+from tenfuse.emit.cpp.cuts import partial_sums
 from tenfuse.emit.cpp.operands import Operands, timed, uses
 from tenfuse.emit.cpp.preamble import STORAGE
 from tenfuse.emit.cpp.settle import Settled
-from tenfuse.emit.cpp.spaces import partial_sums
 from tenfuse.step.program import AxisName
 
 
