@@ -1,8 +1,8 @@
 """The plan of one fused loop: its kernels and where their operands lie.
 
 Takes a ``Step`` (the kernel's part of the loop over named axes) and example tensors;
-leaves a ``LoopPlan``, which the runtime registers and launches.  Every loop with a carry
-runs as one sequential kernel; the backward is the adjoint step over the same time in the
+leaves a ``LoopPlan``, which the runtime registers and launches.  What is planned here, a
+whole loop or the core of one in chunks, is one sequential kernel; the backward is the adjoint step over the same time in the
 opposite order, with the states of a chunk recomputed from the ones saved at its border.
 """
 
