@@ -2,8 +2,9 @@
 
 Takes a ``Step`` (the kernel's part of the loop over named axes) and example tensors;
 leaves a ``LoopPlan``, which the runtime registers and launches.  What is planned here, a
-whole loop or the core of one in chunks, is one sequential kernel; the backward is the adjoint step over the same time in the
-opposite order, with the states of a chunk recomputed from the ones saved at its border.
+whole loop or the core of one in chunks, is one sequential kernel; the backward is the
+adjoint step over the same time in the opposite order, with the states of a chunk
+recomputed from the ones saved at its border, or kept at every step.
 """
 
 from __future__ import annotations

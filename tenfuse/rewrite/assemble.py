@@ -3,8 +3,8 @@
 Takes a ``Loop``, its ``Aten`` step and ``Fission``, and what the reader made of the
 kernel's part; leaves a ``Fused``: a graph ``(*inits, *streams, *invariants) -> (*finals,
 *ys)`` in ATen, batched over time by ``torch.vmap``, with a ``tenfuse::loop`` in it if
-the loop has a carry (two where the last chunk of a plan in chunks is shorter).  Refuses (NOT_BATCHABLE) bodies whose state-free part ``vmap``
-cannot batch.
+the loop has a carry (two where the last chunk of a plan in chunks is shorter).  Refuses
+(NOT_BATCHABLE) bodies whose state-free part ``vmap`` cannot batch.
 """
 
 from __future__ import annotations
