@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tenfuse.reasons import AXES, DTYPE, UNSUPPORTED_OP, Refused, refuse
 from tenfuse.step.axes import Restart, hint
 from tenfuse.step.fission import Fission
-from tenfuse.step.normalize import Aten, where
+from tenfuse.step.normalize import Aten, fake_mode, where
 from tenfuse.step.program import (
     AxisName,
     CarrySpec,
@@ -219,10 +219,9 @@ class _Reader:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: at.get(n, n.meta["val"]))
             return operator_(*args, **kwargs)
 
-        with torch.no_grad():
-            small = make_fx(run, decomposition_table=table, _allow_non_fake_inputs=True)(
-                *(t.meta["val"] for t in tensors)
-            )
+        values = [t.meta["val"] for t in tensors]
+        with torch.no_grad(), fake_mode(values):
+            small = make_fx(run, decomposition_table=table, _allow_non_fake_inputs=True)(*values)
         if any(n.target is node.target for n in small.graph.nodes):
             raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
         holders = [n for n in small.graph.nodes if n.op == "placeholder"]
