@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tenfuse.reasons import AXES, refuse
@@ -51,13 +52,22 @@ class Space:
         self.build = Builder()
         self.site = ""
         self.final = False
+        self.place = ""
+        """The operation under way: one node may take several, and what is decided for one
+        of them, and the axes it makes, are not those of another."""
+        self._places: Counter[str] = Counter()
         self._renamed: set[tuple[str, int, int]] = set()
 
     def begin(self, final: bool = False) -> None:
         """Start a pass; in the final one all axes are known and the nodes are kept."""
-        self.build, self.final = Builder(), final
+        self.build, self.final, self._places = Builder(), final, Counter()
         if not final:
             self.axes.begin()
+
+    def _next_place(self) -> None:
+        count = self._places[self.site]
+        self._places[self.site] += 1
+        self.place = f"{self.site}/{count}" if count else self.site
 
     # -- pieces ---------------------------------------------------------------------
 
@@ -129,6 +139,7 @@ class Space:
 
     def pointwise(self, fn: Callable[..., Refs], *args: Value) -> Value:
         """``fn(*refs)`` entry by entry, broadcasting as torch does."""
+        self._next_place()
         operands = [self._as_renamed(a, i) for i, a in enumerate(args)]
         rank = max(len(a.dims) for a in operands)
         dims: list[Dim] = []
@@ -161,7 +172,9 @@ class Space:
 
     def _rename_later(self, operand: int, arg: Value, position: int | None = None) -> None:
         wanted = {
-            (self.site, operand, p) for p in range(-len(arg.dims), 0) if arg.dims[p] and position in (None, p)
+            (self.place, operand, p)
+            for p in range(-len(arg.dims), 0)
+            if arg.dims[p] and position in (None, p)
         }
         if wanted <= self._renamed:
             raise refuse(AXES, "one tensor meets itself along different dimensions")
@@ -169,14 +182,14 @@ class Space:
         raise Restart
 
     def _as_renamed(self, arg: Value, operand: int) -> Value:
-        positions = [p for p in range(-len(arg.dims), 0) if (self.site, operand, p) in self._renamed]
+        positions = [p for p in range(-len(arg.dims), 0) if (self.place, operand, p) in self._renamed]
         if not positions:
             return arg
         mapping: dict[AxisName, AxisName] = {}
         cuts: dict[AxisName, AxisName] = {}
         for p in positions:
             for j, axis in enumerate(self.axes.leaves(arg.dims[p])):
-                self._copy_axis(axis, f"{self.site}~{operand}.{p}.{j}", mapping, cuts)
+                self._copy_axis(axis, f"{self.place}~{operand}.{p}.{j}", mapping, cuts)
         mapping = {a: self.axes.find(b) for a, b in mapping.items()}
         dims = tuple(tuple(cuts.get(a, mapping.get(a, a)) for a in self.axes.leaves(d)) for d in arg.dims)
         pieces = {
@@ -281,7 +294,8 @@ class Space:
     def expand(self, value: Value, shape: Sequence[Size]) -> Value:
         lead = len(shape) - len(value.dims)
         old = ((),) * lead + value.dims
-        fresh = self.new_dims(shape, f"{self.site}.e")
+        self._next_place()
+        fresh = self.new_dims(shape, f"{self.place}.e")
         dims = [
             d if self.axes.leaves(d) or same_size(self.length(d), s) else f
             for d, s, f in zip(old, shape, fresh, strict=True)
@@ -341,13 +355,14 @@ class Space:
 
     def cat(self, values: Sequence[Value], position: int) -> Value:
         """Concatenate along one dimension."""
+        self._next_place()
         rank = len(values[0].dims)
         position %= rank
         sizes = [self.length(v.dims[position]) for v in values]
         if not all(isinstance(s, int) for s in sizes):
             raise refuse(AXES, "dimensions of dynamic size are concatenated")
         points = tuple(itertools.accumulate((hint(s) for s in sizes), initial=0))
-        whole = self.axes.fresh(f"{self.site}.c", points[-1])
+        whole = self.axes.fresh(f"{self.place}.c", points[-1])
         self.axes.cut(whole, points)
         found = self.axes.cut_points(whole)
         operands = []
