@@ -204,6 +204,11 @@ _simple("logical_or", aten.logical_or.default, *_overloads(aten.bitwise_or))
 _simple("logical_not", aten.logical_not.default, aten.bitwise_not.default)
 
 
+@rule(aten.logical_xor.default, *_overloads(aten.bitwise_xor), prims.bitwise_xor.default)
+def _xor(space: Space, target: Any, a: Any, b: Any) -> Value:
+    return each(space, "ne", each(space, "ne", a, 0.0), each(space, "ne", b, 0.0))
+
+
 @rule(aten.log10.default)
 def _log10(space: Space, target: Any, a: Value) -> Value:
     return product(space, each(space, "log", a), 1.0 / math.log(10.0))
@@ -550,6 +555,27 @@ def _stack(space: Space, target: Any, values: Sequence[Value], dim: int = 0) -> 
     return _cat(space, target, [space.unsqueeze(v, dim) for v in values], dim)
 
 
+@rule(aten.constant_pad_nd.default)
+def _pad(space: Space, target: Any, a: Value, sides: Sequence[int], number: Any = 0.0) -> Value:
+    """Two numbers per dimension, the last dimension first; a negative one cuts off."""
+    rank = len(a.dims)
+    for i, (before, after) in enumerate(zip(sides[::2], sides[1::2], strict=True)):
+        dim = rank - 1 - i
+        size = space.length(a.dims[dim])
+        if not isinstance(size, int) or not isinstance(before, int) or not isinstance(after, int):
+            raise refuse(UNSUPPORTED_OP, "a dimension of dynamic size is padded")
+        if before < 0 or after < 0:
+            a = space.slice(a, dim, max(-before, 0), size - max(-after, 0))
+        ends = [
+            _filled(space, [n if d == dim else 1 for d in range(rank)], number)
+            for n in (before, after)
+            if n > 0
+        ]
+        parts = [*ends[: before > 0], a, *ends[before > 0 :]]
+        a = parts[0] if len(parts) == 1 else space.cat(parts, dim)
+    return a
+
+
 @rule(aten.flip.default)
 def _flip(space: Space, target: Any, a: Value, dims: Sequence[int]) -> Value:
     for dim in dims:
@@ -636,10 +662,18 @@ def _layer_norm(
     return (out if bias is None else linear(space, "add", out, bias), None, None)
 
 
-@rule(aten.amax.default, aten.amin.default)
+@rule(aten.amax.default, aten.amin.default, aten.max.default, aten.min.default)
 def _extreme(space: Space, target: Any, a: Value, dims: Any = (), keepdim: bool = False) -> Value:
-    op = "max" if "amax" in str(target) else "min"
+    op = "max" if "max" in str(target) else "min"
     return space.reduce(a, dims or range(len(a.dims)), keepdim, op)
+
+
+@rule(aten.any.default, aten.any.dim, aten.any.dims, aten.all.default, aten.all.dim, aten.all.dims)
+def _any_or_all(space: Space, target: Any, a: Value, dims: Any = None, keepdim: bool = False) -> Value:
+    over = range(len(a.dims)) if dims is None else [dims] if isinstance(dims, int) else dims
+    if not over or any(space.length(a.dims[d]) == 0 for d in over):
+        raise refuse(UNSUPPORTED_OP, f"{target} over nothing")
+    return space.reduce(each(space, "ne", a, 0.0), over, keepdim, "max" if "any" in str(target) else "min")
 
 
 @rule(aten.linalg_vector_norm.default)
@@ -650,8 +684,8 @@ def _norm(
     if order == 2:
         square = product(space, a, _conj(space, None, a)) if a.is_complex else product(space, a, a)
         return _through(space, "root", space.reduce(_real(space, None, square), over, keepdim))
-    if order == 1:
-        return space.reduce(_abs(space, None, a), over, keepdim)
+    if order in (1, math.inf):
+        return space.reduce(_abs(space, None, a), over, keepdim, "sum" if order == 1 else "max")
     raise refuse(UNSUPPORTED_OP, f"the norm of order {order}")
 
 

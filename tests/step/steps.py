@@ -157,6 +157,26 @@ def masked(h, x, m):
     return (h,), (torch.nn.functional.softplus(h),)
 
 
+def repaired(h, x):
+    h = torch.nan_to_num(h / x.relu().floor(), nan=0.5, posinf=2.0, neginf=-1.0)
+    return (h,), (h,)
+
+
+def flags(h, x):
+    on = ((h > 0) ^ (x > 0)) | (h > 1).any(-1, keepdim=True)
+    h = torch.where(on & (h < 9).all(), 0.5 * h, h + x) - h.min()
+    return (h,), (h / torch.linalg.vector_norm(h, torch.inf, -1, keepdim=True),)
+
+
+def turned(h, x):
+    return (torch.roll(h, (1, 2), (0, 1)).flip(0, 1) + x,), (h,)
+
+
+def padded(h, x):
+    h = torch.nn.functional.pad(h, (2, -1, -1, 1), value=0.5)[:, :-1] + x
+    return (h,), (torch.nn.functional.pad(h, (0, 1)),)
+
+
 _C = torch.complex64
 STEPS = {
     "delta": (delta, sizes((2, 3, 4, 5)), sizes((2, 3, 4), (2, 3, 4), (2, 3, 5), (2, 3)), []),
@@ -185,5 +205,9 @@ STEPS = {
         sizes((2, 2, 3), (2, 2, 3), (2, 2, 5), (2, 2, 1), (2, 2, 1)), [],
     ),
     "previous": (previous, sizes((2, 3)), sizes((2, 3)), []),
+    "repaired": (repaired, sizes((2, 3)), sizes((2, 3)), []),
+    "flags": (flags, sizes((2, 3)), sizes((2, 3)), []),
+    "turned": (turned, sizes((3, 4)), sizes((3, 4)), []),
+    "padded": (padded, sizes((4, 5)), sizes((4, 5)), []),
     "masked": (masked, sizes((2, 3)), [*sizes((2, 3)), *sizes((2, 3), dtype=torch.bool)], []),
 }  # fmt: skip
