@@ -10,8 +10,9 @@ import dataclasses
 
 from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.nest import NestWriter
-from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store
+from tenfuse.emit.cpp.schedule import Scheduler
 from tenfuse.emit.cpp.settle import Settled
+from tenfuse.emit.cpp.shape import Nest, Store
 from tenfuse.step.program import AxisName, CarrySpec, Input, StepProgram
 
 

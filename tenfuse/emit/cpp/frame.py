@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.blocks import Entry
-from tenfuse.emit.cpp.schedule import Nest, Scheduler
+from tenfuse.emit.cpp.schedule import Scheduler
+from tenfuse.emit.cpp.shape import Nest
 from tenfuse.step.program import AxisName, Contract, Ref
 
 Combo = dict[AxisName, int]
@@ -52,7 +53,7 @@ class Frame:
         return self.nest.x is not None and self.nest.x in axes
 
     def level(self, ref: Ref) -> int:
-        return self.scheduler.level(self.nest, self.axes[ref])
+        return self.nest.level(self.axes[ref])
 
     def argument(self, ref: Ref) -> Ref:
         node = self.nodes[ref]

@@ -6,7 +6,8 @@ and those that only what follows them reads.
 
 from __future__ import annotations
 
-from tenfuse.emit.cpp.schedule import Nest, Scheduler
+from tenfuse.emit.cpp.schedule import Scheduler
+from tenfuse.emit.cpp.shape import Nest
 from tenfuse.step.program import Const, Pointwise, Ref, arguments
 
 
@@ -53,14 +54,14 @@ class Levels:
             for ref in (*self.before[deeper], *self.after[deeper]):
                 if ref not in self.nest.kept:
                     found |= set(arguments(self.nodes[ref]))
-        found |= {s.ref for s in self.nest.stores if self.scheduler.level(self.nest, s.axes) > level}
+        found |= {s.ref for s in self.nest.stores if self.nest.level(s.axes) > level}
         for ref in reversed(self.before[level]):
             if ref in found and ref not in self.nest.kept:
                 found |= set(arguments(self.nodes[ref]))
         return found
 
     def _level(self, ref: Ref) -> int:
-        return self.scheduler.level(self.nest, self.scheduler.axes[ref])
+        return self.nest.level(self.scheduler.axes[ref])
 
 
 __all__ = ["Levels"]

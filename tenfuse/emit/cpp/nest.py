@@ -12,7 +12,8 @@ import itertools
 from tenfuse.emit.cpp.blocks import Entry, blocks
 from tenfuse.emit.cpp.frame import Combo, Frame
 from tenfuse.emit.cpp.levels import Levels
-from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store
+from tenfuse.emit.cpp.schedule import Scheduler
+from tenfuse.emit.cpp.shape import Nest, Store
 from tenfuse.emit.cpp.sums import Sums
 from tenfuse.emit.cpp.values import Read, Values, Write
 from tenfuse.step.program import AxisName, Ref
@@ -61,7 +62,7 @@ class NestWriter:
 
     def _scope(self, level: int) -> None:
         """Everything at one level: values, inner loops, finished contractions, stores."""
-        stores = [s for s in self.nest.stores if self.scheduler.level(self.nest, s.axes) == level]
+        stores = [s for s in self.nest.stores if self.nest.level(s.axes) == level]
         waiting = [r for r in self.nest.reductions if self.sums.open_at(r) == level]
         done = [r for r in self.nest.reductions if r not in self.nest.memory and self.frame.level(r) == level]
         ready = [s for s in stores if level == len(self.nest.order) and s.ref not in self.levels.late]

@@ -12,8 +12,8 @@ from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.arena import Arena, Array
 from tenfuse.emit.cpp.copies import copy
 from tenfuse.emit.cpp.operands import Operands
-from tenfuse.emit.cpp.schedule import Nest
 from tenfuse.emit.cpp.settle import Settled
+from tenfuse.emit.cpp.shape import Nest
 from tenfuse.emit.cpp.sweeps import unit_of
 from tenfuse.step.program import AxisName
 

@@ -11,7 +11,8 @@ import dataclasses
 from tenfuse.emit.cpp.isa import Isa
 from tenfuse.emit.cpp.preamble import cost
 from tenfuse.emit.cpp.retime import COSTLY, Early, early, repeated, shared, untimed
-from tenfuse.emit.cpp.schedule import Nest, Scheduler
+from tenfuse.emit.cpp.schedule import Scheduler
+from tenfuse.emit.cpp.shape import Nest
 from tenfuse.emit.cpp.simplify import simplify
 from tenfuse.emit.cpp.spaces import Spaces, choose
 from tenfuse.plan.kernel import Kernel

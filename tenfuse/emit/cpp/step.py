@@ -15,7 +15,8 @@ from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.arena import Array
 from tenfuse.emit.cpp.memory import Memory
 from tenfuse.emit.cpp.nest import NestWriter
-from tenfuse.emit.cpp.schedule import Nest, Scheduler, Store, reads_carry
+from tenfuse.emit.cpp.schedule import Scheduler, reads_carry
+from tenfuse.emit.cpp.shape import Nest, Store
 from tenfuse.step.program import AxisName, Input, Ref, StepProgram
 
 Old = Callable[[int], Access]

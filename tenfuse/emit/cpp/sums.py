@@ -11,7 +11,7 @@ import math
 
 from tenfuse.emit.cpp.frame import Combo, Frame
 from tenfuse.emit.cpp.levels import Levels
-from tenfuse.emit.cpp.schedule import Store
+from tenfuse.emit.cpp.shape import Store
 from tenfuse.emit.cpp.values import Values
 from tenfuse.step.program import Pointwise, Ref
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.frame import Combo, Frame
 from tenfuse.emit.cpp.preamble import BOOLEAN, COMPARE, expression
-from tenfuse.emit.cpp.schedule import Store
+from tenfuse.emit.cpp.shape import Store
 from tenfuse.step.program import AxisName, Const, Pointwise, Ref
 
 Read = Callable[[Ref], Access]
