@@ -6,6 +6,7 @@ the compiler compiles a file that is then loaded, the cache directory is written
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import importlib.util
@@ -100,8 +101,12 @@ def _cache() -> Check:
     folder = root()
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         file.write(b"tenfuse")
-    entries = [p for p in folder.rglob("*") if p.is_file()]
-    size = sum(p.stat().st_size for p in entries) / 2**20
+    entries = []
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another process just replaced it
+                entries.append(os.stat(os.path.join(path, name)).st_size)
+    size = sum(entries) / 2**20
     return Check("cache", True, f"{folder}: {len(entries)} files, {size:.1f} MiB")
 
 
