@@ -1,13 +1,25 @@
 """Why a loop is kept: stable codes, a cause in one sentence, one remedy.
 
 Takes nothing; every stage that cannot go on raises ``Refused`` with a ``Refusal`` built
-here.  Codes never change meaning: TF1xx capture, TF2xx step, TF3xx algebra and plan,
-TF4xx emit and runtime, TF9xx a fault inside tenfuse itself.
+here, and names the user's line by ``where``.  Codes never change meaning: TF1xx capture,
+TF2xx step, TF3xx algebra and plan, TF4xx emit and runtime, TF9xx a fault inside tenfuse
+itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
+import os
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch.fx as fx
+
+Frame = tuple[str, int, str]
+_FRAME = re.compile(r'^\s*File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +64,26 @@ def _code(code: str, cause: str, remedy: str) -> Code:
 def refuse(code: Code, detail: str = "", where: str = "") -> Refused:
     """The exception to raise for ``code``; ``detail`` replaces the general cause."""
     return Refused(Refusal(code.code, detail or code.cause, code.remedy, where))
+
+
+@functools.lru_cache(maxsize=65536)
+def frames(trace: str) -> tuple[Frame, ...]:
+    """The file, line and function of each frame of a stack trace, outermost first."""
+    return tuple((file, int(line), name) for file, line, name in _FRAME.findall(trace))
+
+
+@functools.cache
+def torch_folder() -> str:
+    """Where torch is installed; found without importing it."""
+    found = importlib.util.find_spec("torch")
+    return os.path.join(os.path.dirname(found.origin), "") if found and found.origin else os.devnull
+
+
+def where(node: fx.Node) -> str:
+    """``file:line`` of the innermost line behind a node that is not torch's own, or ""."""
+    every = frames(node.meta.get("stack_trace") or "")
+    own = [f for f in every if not f[0].startswith(torch_folder())] or every
+    return f"{own[-1][0]}:{own[-1][1]}" if own else ""
 
 
 def codes() -> tuple[Code, ...]:

@@ -21,9 +21,8 @@ from tenfuse.capture.loop import BufferWrite, Carry, Final, Loop, Span, Stacked,
 from tenfuse.capture.periods import Sequence
 from tenfuse.capture.record import Record, Views, put, written
 from tenfuse.capture.segment import ARITHMETIC, Operands, Segment
-from tenfuse.capture.source import where
 from tenfuse.capture.views import FLIP, Box, Family, basic_index, call, geometry, is_tensor, value_of
-from tenfuse.reasons import refuse
+from tenfuse.reasons import refuse, where
 
 
 class FirstDiffers(Exception):

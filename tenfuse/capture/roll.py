@@ -30,9 +30,9 @@ from tenfuse.capture.proof import prove
 from tenfuse.capture.record import Record, record, written
 from tenfuse.capture.scan import scan_loop, scan_nodes, span_of_scan
 from tenfuse.capture.segment import Operands, Segment, crossings, grow, with_phase
-from tenfuse.capture.source import Place, frames_of, loops_around, span_of, statements, where
+from tenfuse.capture.source import Place, frames_of, loops_around, span_of, statements
 from tenfuse.capture.views import basic_index, family, key_of, storage_of, value_of
-from tenfuse.reasons import Refusal, Refused
+from tenfuse.reasons import Refusal, Refused, where
 
 _TORCH = os.path.dirname(torch.__file__)
 LEAST = 3

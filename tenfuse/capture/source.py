@@ -11,17 +11,13 @@ import ast
 import dataclasses
 import functools
 import linecache
-import os
-import re
 from collections.abc import Sequence
 
-import torch
 import torch.fx as fx
 
 from tenfuse.capture.loop import Span
+from tenfuse.reasons import Frame, frames
 
-Frame = tuple[str, int, str]
-_FRAME = re.compile(r'^\s*File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -44,12 +40,6 @@ class Statement:
             if lo <= line <= hi:
                 return i
         return -1
-
-
-@functools.lru_cache(maxsize=65536)
-def frames(trace: str) -> tuple[Frame, ...]:
-    """The frames of a stack trace, outermost first."""
-    return tuple((file, int(line), name) for file, line, name in _FRAME.findall(trace))
 
 
 def frames_of(node: fx.Node) -> tuple[Frame, ...]:
@@ -137,20 +127,3 @@ def span_of(place: Place | None, nodes: Sequence[fx.Node]) -> Span:
         if place.holds(node):
             lines.add(own[place.depth][1])
     return Span(place.statement.file, place.statement.line, tuple(sorted(lines)))
-
-
-_TORCH = os.path.dirname(torch.__file__)
-
-
-def users_line(node: fx.Node) -> tuple[str, int]:
-    """The innermost line behind a node that is not torch's own."""
-    own = (
-        [f for f in frames_of(node) if not f[0].startswith(_TORCH)] or list(frames_of(node)) or [("", 0, "")]
-    )
-    return own[-1][0], own[-1][1]
-
-
-def where(node: fx.Node) -> str:
-    """``file:line`` of the user's code behind one node."""
-    file, line = users_line(node)
-    return f"{file}:{line}" if file else ""

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.capture.loop import Loop
-from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse
+from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse, where
 from tenfuse.step.choice import unfold
 from tenfuse.step.purify import purify
 
@@ -81,18 +81,6 @@ class _Body(fx.Interpreter):
             return value
         is_float = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
         return torch.ops.tenfuse.cut(value) if is_float else value
-
-
-def where(node: fx.Node) -> str:
-    """The user's line that made ``node``: "file.py:12: h = a * h + x", or ""."""
-    lines = [s.strip() for s in (node.stack_trace or "").strip().splitlines()]
-    frames = [i for i, s in enumerate(lines) if s.startswith("File ")]
-    if not frames:
-        return ""
-    head = lines[frames[-1]].split('"')
-    number = head[2].split("line ")[1].split(",")[0] if len(head) > 2 and "line " in head[2] else "?"
-    code = lines[frames[-1] + 1] if frames[-1] + 1 < len(lines) else ""
-    return f"{head[1].rsplit('/', 1)[-1]}:{number}: {code}" if len(head) > 1 else code
 
 
 def _example(node: fx.Node) -> Any:

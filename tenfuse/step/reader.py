@@ -18,10 +18,10 @@ import torch.fx as fx
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tenfuse.reasons import AXES, DTYPE, UNSUPPORTED_OP, Refused, refuse
+from tenfuse.reasons import AXES, DTYPE, UNSUPPORTED_OP, Refused, refuse, where
 from tenfuse.step.axes import Restart, hint
 from tenfuse.step.fission import Fission
-from tenfuse.step.normalize import Aten, fake_mode, where
+from tenfuse.step.normalize import Aten, fake_mode
 from tenfuse.step.program import (
     AxisName,
     CarrySpec,
