@@ -150,13 +150,21 @@ def dtype_name(dtype: torch.dtype) -> str:
 class Examples:
     """Example tensors (fake ones will do), in the order the op takes them.
 
-    ``streams`` have time first; ``exports`` are the example values of one step.
+    ``streams`` have time first; ``exports`` are the example values of one step.  ``wide``
+    says that the step computes in double precision somewhere.
     """
 
     carries: Sequence[torch.Tensor]
     streams: Sequence[torch.Tensor]
     invariants: Sequence[torch.Tensor]
     exports: Sequence[torch.Tensor]
+    wide: bool = False
+
+    @property
+    def compute(self) -> str:
+        """The type that a kernel computes in."""
+        doubles = (NAMES.get(t.dtype) == "f64" for t in (*self.carries, *self.exports))
+        return "f64" if self.wide or any(doubles) else "f32"
 
 
 def plan(
@@ -173,9 +181,7 @@ def plan(
     turned into positions in ``examples``.  ``chunk`` is derived from the sizes when None.
     """
     carries, streams, invariants, outs = places
-    compute = (
-        "f64" if any(NAMES.get(t.dtype) == "f64" for t in (*examples.carries, *examples.exports)) else "f32"
-    )
+    compute = examples.compute
     lead = _memory_lead(examples.streams)
     exports = tuple(
         Layout(_extents(t, [p for p in outs if p.source == i], program), t.dtype, min(lead, t.dim()))

@@ -318,7 +318,7 @@ class _Assembly:
         )
         whole = isinstance(steps, int) and self.chunk is None and whole_pieces(placed, exports, inits)
         self.choice = self.chooser(steps if whole else 0, wanted.any)
-        examples = Examples(inits, streams, invariants, exports)
+        examples = Examples(inits, streams, invariants, exports, _wide(self.parts))
         if self.choice.chunks is not None:
             run = Chunked(placed, self.choice.chunks, examples, wanted, self.loop.reverse)
             last, outs = run.run(steps)
@@ -369,6 +369,15 @@ def _wants(source: Any) -> bool:
         value = _value(source)
         return isinstance(value, torch.Tensor) and value.requires_grad
     return isinstance(source, tuple) and any(_wants(s) for s in source if isinstance(s, fx.Node))
+
+
+def _wide(parts: Fission) -> bool:
+    """Whether the kernel's part has values in double precision; a lone number makes none."""
+    values = [n.meta.get("val") for n in parts.inside]
+    values += [
+        v for v in (n.meta.get("val") for n in parts.inputs) if isinstance(v, torch.Tensor) and v.dim()
+    ]
+    return any(isinstance(v, torch.Tensor) and v.dtype in (torch.float64, torch.complex128) for v in values)
 
 
 def _loadable(tensor: torch.Tensor) -> torch.Tensor:

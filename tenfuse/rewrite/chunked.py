@@ -38,7 +38,7 @@ class Chunked:
         self.step, self.chosen, self.given, self.wanted, self.reverse = step, chosen, given, wanted, reverse
         self.plans: dict[str, LoopPlan] = {}
         self.sizes = step.program.sizes
-        self.dtype = _compute(given)
+        self.dtype = torch.float64 if given.compute == "f64" else torch.float32
 
     def run(self, steps: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Final carries and stacked exports, shaped as the loop's own."""
@@ -190,11 +190,6 @@ def _product(sizes: Any) -> int:
     for n in sizes:
         total *= n
     return total
-
-
-def _compute(given: Examples) -> torch.dtype:
-    wide = any(x.dtype in (torch.float64, torch.complex128) for x in (*given.carries, *given.exports))
-    return torch.float64 if wide else torch.float32
 
 
 __all__ = ["CHUNKS", "Chunked", "whole_pieces"]

@@ -218,3 +218,17 @@ def test_an_empty_batch():
     torch.testing.assert_close(found, want)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), args), torch.autograd.grad(want.sum(), args))
     assert tenfuse.reports()[-1].loops[0].status == "fused"
+
+
+def test_doubles_inside_a_single_precision_loop():
+    def counted(x):
+        h, ys = torch.ones(x.shape[0], 4), []
+        for t in range(x.shape[1]):
+            h = torch.where(h.double() > x[:, t], h, h + 1)
+            ys.append(h)
+        return torch.stack(ys, 1)
+
+    torch.manual_seed(0)
+    x = 1 + 1e-10 * torch.randn(3, 9, 4, dtype=torch.float64)
+    assert torch.equal(compiled(counted)(x), counted(x))
+    assert tenfuse.reports()[-1].loops[0].status == "fused"
