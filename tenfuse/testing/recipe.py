@@ -110,7 +110,9 @@ class Recipe:
 
     @property
     def form(self) -> str:
-        return CELLS[self.cell]
+        """What an algebra should find; a sum over an axis of one entry is none."""
+        form = CELLS[self.cell]
+        return "elementwise" if self.width == 1 and form in ("low-rank", "dense") else form
 
     @property
     def backwards(self) -> bool:
