@@ -202,7 +202,7 @@ def _choose(known: Study | None, steps: int, gradients: bool) -> Choice:
     assert known is not None
     cores = torch.get_num_threads()
     choice = choose(known.program, known.recurrence if steps else None, steps, cores, known.steady)
-    if choice.chunks is not None and not known.certified(gradients):
+    if choice.chunks is not None and not known.certified(choice.chunks.length, gradients):
         return choose(known.program, None, steps, cores)
     return choice
 
@@ -293,8 +293,9 @@ def _fused(
         return LoopReport.fused(
             loop.span, _steps(loop), form="map", algorithm="batched", evidence=tuple(evidence)
         )
-    chunked = fused.choice.chunks is not None
-    evidence += [told(known.split)] if prove or chunked else []
+    normal = fused.choice.chunks is not None
+    chunked = fused.choice.chunks is not None and fused.choice.chunks.length > 1
+    evidence += [told(known.split)] if prove or normal else []
     evidence += [told(known.chunk)] if chunked or (prove and known.form in ALGORITHMS) else []
     evidence += [told(known.adjoint)] if chunked and any(p.backward for p in fused.plans.values()) else []
     evidence += [f"ranges: {known.ranges}"] if known.ranges else []

@@ -73,8 +73,13 @@ class Study:
             "adjoint", lambda: certify_adjoint(self.program, self.recurrence, differentiate, SECONDS)
         )
 
-    def certified(self, gradients: bool) -> bool:
-        """Whether running in chunks is proved to be the loop, with its gradients if they matter."""
+    def certified(self, length: int, gradients: bool) -> bool:
+        """Whether running in chunks is proved to be the loop, with its gradients if they matter.
+
+        For chunks of one step it is enough that the normal form is the step.
+        """
+        if length == 1:
+            return self.split.proved
         return self.split.proved and self.chunk.proved and (self.adjoint.proved or not gradients)
 
     @functools.cached_property

@@ -24,7 +24,7 @@ IR = {
 BORDERS = {
     "algebra/names.py": {"tenfuse.step.tensors"},
     "plan/choose.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.parts"},
-    "plan/chunked.py": {"tenfuse.algebra.chunk"},
+    "plan/chunked.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.rebuild"},
     "plan/keep.py": {"tenfuse.step.adjoint"},
     "plan/loop.py": {"tenfuse.step.adjoint", "tenfuse.step.axes", "tenfuse.step.reader"},
     "plan/product.py": {"tenfuse.step.adjoint"},

@@ -46,13 +46,13 @@ def test_a_proof_is_found_once(monkeypatch):
         monkeypatch.setattr(module, name, again)
     second = gated()
     assert (second.split, second.chunk, second.adjoint) == (first.split, first.chunk, first.adjoint)
-    assert second.certified(gradients=True)
+    assert second.certified(8, gradients=True)
 
 
 def test_what_was_not_proved_is_tried_again(monkeypatch):
     given_up = Certificate(False, "claim", (), 1.5, "the deadline has passed")
     monkeypatch.setattr(module, "certify", lambda *args: given_up)
-    assert not gated().split.proved and not gated().certified(gradients=False)
+    assert not gated().split.proved and not gated().certified(1, gradients=False)
     assert told(given_up) == "not proved: claim (the deadline has passed)"
     monkeypatch.undo()
     assert gated().split.proved

@@ -30,6 +30,9 @@ SHORT = 16
 """The longest chunk where a state that is read back may grow: the products of gates above
 one that the triangular system holds then lose digits that the loop keeps."""
 
+CONTAINED = "the core of the normal form"
+"""What a nonlinear loop is called when everything around its smallest core is batched."""
+
 _MARGIN = 1.3
 """How much faster a chunked plan must be predicted to be."""
 
@@ -66,7 +69,8 @@ class Choice:
     @property
     def lines(self) -> tuple[str, ...]:
         """What the report says of it."""
-        found = [f"predicted, {self.algorithm}: {self.cost}"]
+        contained = self.chunks is not None and self.chunks.length == 1
+        found = [f"predicted, {CONTAINED if contained else self.algorithm}: {self.cost}"]
         if self.other is not None:
             found.append(f"not taken, {self.other[0]}: {self.other[1]}")
         return tuple(found)
@@ -82,8 +86,10 @@ def choose(
     """
     one = sequential(program, steps, cores)
     alone = Choice("sequential", one)
-    if recurrence is None or recurrence.form not in ALGORITHMS or program.dynamic or _cuts(program):
+    if recurrence is None or program.dynamic or _cuts(program):
         return alone
+    if recurrence.form not in ALGORITHMS:
+        return _contained(alone, ChunkPlan(program, recurrence, 1), steps, cores)
     name = ALGORITHMS[recurrence.form]
     priced: list[tuple[float, Cost, ChunkPlan]] = []
     for length in (n for n in LENGTHS if 2 * n <= steps and (steady or n <= SHORT)):
@@ -99,6 +105,14 @@ def choose(
     if cost.seconds * _MARGIN < one.seconds:
         return Choice(name, cost, best, ("sequential", one))
     return Choice("sequential", one, None, (name, cost))
+
+
+def _contained(alone: Choice, plan: ChunkPlan, steps: int, cores: int) -> Choice:
+    """The nonlinear core of the normal form by itself, where it is clearly cheaper than the step."""
+    cost = chunked(plan, steps, cores)
+    if cost.seconds * _MARGIN < alone.cost.seconds:
+        return Choice(alone.algorithm, cost, plan, ("the step as it was read", alone.cost))
+    return Choice(alone.algorithm, alone.cost, None, (CONTAINED, cost))
 
 
 def _cuts(program: StepProgram) -> bool:

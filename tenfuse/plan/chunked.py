@@ -1,6 +1,9 @@
 """A loop in chunks: the chunk's length, and its program for any length.
 
-Takes a step program in normal form and a length; leaves a ``ChunkPlan``, which raises
+Takes a step program in normal form and a length; leaves a ``ChunkPlan``.  A chunk of one
+step is the normal form itself: whatever does not reach the state is then computed for all
+steps at once, matrices that the step would have multiplied one after the other included,
+and only the smallest core is left to run step by step.  Raises
 ``Unchunkable`` where there is no chunk program, or none whose core a kernel can run.
 """
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from tenfuse.algebra.chunk import Chunk, Unchunkable, chunk
+from tenfuse.algebra.rebuild import rebuild
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.plan.core import Core, cut
 from tenfuse.step.program import ORDERED, StepProgram
@@ -23,6 +27,8 @@ class ChunkPlan:
     length: int
 
     def program(self, length: int) -> Chunk:
+        if self.length == 1:
+            return Chunk(rebuild(self.recurrence, self.step), (), 1)
         return chunk(self.step, self.recurrence, length)
 
     def core(self, length: int) -> tuple[Chunk, Core]:

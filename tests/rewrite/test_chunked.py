@@ -12,6 +12,7 @@ from tenfuse import backend
 from tenfuse.algebra.chunk import Unchunkable
 from tenfuse.plan.choose import ALGORITHMS, SHORT, Choice, Cost, choose
 from tenfuse.plan.chunked import ChunkPlan
+from tenfuse.step.program import Contract
 from tenfuse.study import study
 from tests.algebra.cores import reads_of
 
@@ -37,14 +38,15 @@ def chunks_of(monkeypatch):
     def of(length):
         def chosen(program, recurrence, steps, cores, steady=True):
             alone = choose(program, recurrence, steps, cores)
-            if recurrence is None or recurrence.form not in ALGORITHMS or steps < 2:
+            if recurrence is None or steps < 2 or (length > 1 and recurrence.form not in ALGORITHMS):
                 return alone
             plan = ChunkPlan(program, recurrence, length)
             try:
                 plan.core(length)
             except Unchunkable:
                 return alone
-            return Choice(ALGORITHMS[recurrence.form], Cost(0, 0, 0, 0.0), plan)
+            name = ALGORITHMS.get(recurrence.form, "sequential")
+            return Choice(name, Cost(0, 0, 0, 0.0), plan)
 
         monkeypatch.setattr(backend, "choose", chosen)
 
@@ -71,6 +73,36 @@ def test_every_form_in_chunks(case, length, chunks_of):
         in_chunks = case.name in IN_CHUNKS
         assert loop.algorithm == (ALGORITHMS[loop.form] if in_chunks else "sequential")
         assert in_chunks == any("proved" in line and "chunk" in line for line in loop.evidence)
+
+
+CONTAINED = ("lam/lam", "lam/state-gated", "cells/lstm", "cells/gru", "titans/mlp")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in CONTAINED], ids=lambda c: c.name)
+def test_a_nonlinear_core_by_itself(case, chunks_of):
+    """Everything that does not reach the state is batched, step by step only the smallest core."""
+    chunks_of(1)
+    model, inputs = case.make(6)
+    result = tenfuse.testing.assert_equivalent(model, *inputs, options=OPTIONS)
+    (loop,) = [loop for loop in result.loops if loop.status == "fused" and loop.form != "map"]
+    assert (loop.form, loop.algorithm) == ("nonlinear", "sequential")
+    assert any(line.startswith("predicted, the core of the normal form") for line in loop.evidence)
+
+
+def test_a_chunk_loop_leaves_one_square_product_per_state():
+    """LAM: tokens of a chunk by keys become keys by keys before the loop, and stay out of it."""
+    model, inputs = next(c for c in CASES if c.name == "lam/lam").make(6)
+    known = study_of(model, *inputs)
+    _, core = ChunkPlan(known.program, known.recurrence, 1).core(1)
+    products = [n for n in core.program.nodes if isinstance(n, Contract)]
+    state = {a for c in core.program.carries for a in (*c.axes, *c.next_axes)}
+    axes = core.program.axes_of()
+    matrices = [n for n in products if len(axes[n.arg]) > len(axes[core.program.carries[0].next])]
+    assert len(matrices) == len(core.program.carries) == 2
+    assert all(core.program.sizes[a] == 4 for n in matrices for a in n.axes)
+    assert {a for i, n in enumerate(core.program.nodes) for a in axes[i]} <= state | set().union(
+        *(n.axes for n in products)
+    )
 
 
 def test_a_maximum_in_chunks_without_gradients(chunks_of):
