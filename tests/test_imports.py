@@ -25,6 +25,7 @@ BORDERS = {
     "algebra/names.py": {"tenfuse.step.tensors"},
     "plan/choose.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.parts"},
     "plan/chunked.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.rebuild"},
+    "plan/core.py": {"tenfuse.algebra.parts"},
     "plan/keep.py": {"tenfuse.step.adjoint"},
     "plan/loop.py": {"tenfuse.step.adjoint", "tenfuse.step.axes", "tenfuse.step.reader"},
     "plan/product.py": {"tenfuse.step.adjoint"},

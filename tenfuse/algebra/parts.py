@@ -62,16 +62,16 @@ class Parts:
 
 def parts(program: StepProgram, sizes: Mapping[AxisName, int] | None = None) -> Parts:
     """The parts; ``sizes`` override those of the program (dynamic axes)."""
-    reached = _reached(program, ("carry",))
-    changing = _reached(program, ("carry", "stream", "state"))
-    feeding = _feeding(program)
+    dependent = reached(program, ("carry",))
+    changing = reached(program, ("carry", "stream", "state"))
+    needed = feeding(program)
     everything = set(range(len(program.nodes)))
-    split = (changing - reached, reached & feeding, reached - feeding, everything - changing)
+    split = (changing - dependent, dependent & needed, dependent - needed, everything - changing)
     count = _Count(program, {**program.sizes, **(sizes or {})})
     return Parts(*(count.part(frozenset(nodes)) for nodes in split))
 
 
-def _reached(program: StepProgram, kinds: tuple[str, ...]) -> set[Ref]:
+def reached(program: StepProgram, kinds: tuple[str, ...]) -> set[Ref]:
     """The nodes that an input of one of the kinds reaches."""
     found: set[Ref] = set()
     for i, node in enumerate(program.nodes):
@@ -81,7 +81,7 @@ def _reached(program: StepProgram, kinds: tuple[str, ...]) -> set[Ref]:
     return found
 
 
-def _feeding(program: StepProgram) -> set[Ref]:
+def feeding(program: StepProgram) -> set[Ref]:
     """The nodes that a carry's next value is computed from."""
     found = {c.next for c in program.carries}
     for i in reversed(range(len(program.nodes))):
@@ -161,4 +161,4 @@ class _Count:
         return 0 if isinstance(node, (Const, Input, Position, Rename, Shift)) else volume
 
 
-__all__ = ["Part", "Parts", "parts"]
+__all__ = ["Part", "Parts", "feeding", "parts", "reached"]

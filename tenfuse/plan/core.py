@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 
+from tenfuse.algebra.parts import feeding, reached
 from tenfuse.step.program import (
     AxisName,
     Builder,
@@ -47,43 +48,25 @@ class Core:
 def cut(program: StepProgram) -> Core:
     """The core of ``program``."""
     whole = prune(grouped(program))
-    dependent = _reached(whole, "carry")
-    feeding = _feeding(whole) & dependent
+    dependent = reached(whole, ("carry",))
+    inside = feeding(whole) & dependent
     entering = sorted(
-        {a for i in feeding for a in arguments(whole.nodes[i]) if a not in dependent}
+        {a for i in inside for a in arguments(whole.nodes[i]) if a not in dependent}
         | {c.next for c in whole.carries if c.next not in dependent}
     )
     entering = [i for i in entering if not isinstance(whole.nodes[i], Const)]
-    varying = _reached(whole, "stream")
+    varying = reached(whole, ("stream",))
     streams = tuple(i for i in entering if i in varying)
     invariants = tuple(i for i in entering if i not in varying)
-    leaving = {a for i, n in enumerate(whole.nodes) if i in dependent - feeding for a in arguments(n)}
+    leaving = {a for i, n in enumerate(whole.nodes) if i in dependent - inside for a in arguments(n)}
     leaving |= {o.ref for o in whole.outs}
-    outs = tuple(sorted(leaving & _core_values(whole, feeding, dependent)))
+    outs = tuple(sorted(leaving & _core_values(whole, inside, dependent)))
     return Core(whole, _program(whole, streams, invariants, outs), streams, invariants, outs)
 
 
-def _core_values(whole: StepProgram, feeding: set[Ref], dependent: set[Ref]) -> set[Ref]:
+def _core_values(whole: StepProgram, inside: set[Ref], dependent: set[Ref]) -> set[Ref]:
     carried = {i for i, n in enumerate(whole.nodes) if isinstance(n, Input) and n.kind == "carry"}
-    return feeding | (carried & dependent)
-
-
-def _reached(program: StepProgram, kind: str) -> set[Ref]:
-    """Nodes that an input of ``kind`` reaches."""
-    found: set[Ref] = set()
-    for i, node in enumerate(program.nodes):
-        if (isinstance(node, Input) and node.kind == kind) or any(a in found for a in arguments(node)):
-            found.add(i)
-    return found
-
-
-def _feeding(program: StepProgram) -> set[Ref]:
-    """Nodes that reach the next value of a carry."""
-    found = {c.next for c in program.carries}
-    for i in range(len(program.nodes) - 1, -1, -1):
-        if i in found:
-            found |= set(arguments(program.nodes[i]))
-    return found
+    return inside | (carried & dependent)
 
 
 def _program(
@@ -121,7 +104,7 @@ def grouped(program: StepProgram) -> StepProgram:
     They are multiplied among themselves where that makes nothing larger, so that what is
     left in the core is one product of the state with one coefficient.
     """
-    dependent, build = _reached(program, "carry"), Builder()
+    dependent, build = reached(program, ("carry",)), Builder()
     readers: dict[Ref, int] = {}
     for node in program.nodes:
         for a in arguments(node):

@@ -12,12 +12,13 @@ The meaning is that of ``interpret``; only the order of additions differs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from tenfuse.step.functions import FUNCTIONS
-from tenfuse.step.ordered import Named, aligned, expanded
+from tenfuse.step.interpret import REDUCTIONS
+from tenfuse.step.ordered import RINGS, Named, aligned, expanded, ordered
 from tenfuse.step.program import (
     AxisName,
     Const,
@@ -25,25 +26,11 @@ from tenfuse.step.program import (
     Input,
     Node,
     Pointwise,
-    Position,
     Ref,
-    Rename,
     Scan,
-    Shift,
-    Solve,
     StepProgram,
     arguments,
 )
-
-_REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
-_RINGS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor], float]] = {
-    "sum-product": (torch.add, torch.mul, 1.0),
-    "max-plus": (torch.maximum, torch.add, 0.0),
-    "min-plus": (torch.minimum, torch.add, 0.0),
-    "log-plus": (torch.logaddexp, torch.add, 0.0),
-    "or-and": (torch.maximum, torch.minimum, 1.0),
-}
-"""What adds, what multiplies, and the one of it."""
 
 
 class Evaluator:
@@ -90,14 +77,16 @@ class Evaluator:
             values = [self.value(a) for a in node.args]
             axes = tuple(dict.fromkeys(a for _, own in values for a in own))
             return FUNCTIONS[node.fn].torch(*(aligned(v, axes) for v in values)), axes
-        return self._ordered(node)
+        if isinstance(node, Scan):
+            return self._scan(node)
+        return ordered(node, [self.value(a) for a in arguments(node)], self.sizes, self.dtype, self.device)
 
     def _contract(self, node: Contract) -> Named:
         factors = self._factors(node.arg) if node.op == "sum" else []
         if len(factors) < 2:
             tensor, own = self.value(node.arg)
             dims = [own.index(a) for a in own if a in node.axes]
-            return _REDUCTIONS[node.op](tensor, dims), tuple(a for a in own if a not in node.axes)
+            return REDUCTIONS[node.op](tensor, dims), tuple(a for a in own if a not in node.axes)
         values = [self.value(f) for f in factors]
         axes = list(dict.fromkeys(a for _, own in values for a in own))
         kept = tuple(a for a in axes if a not in node.axes)
@@ -136,29 +125,9 @@ class Evaluator:
     def _entries(self, axes: set[AxisName]) -> int:
         return math.prod(self.sizes[a] for a in axes)
 
-    def _ordered(self, node: Node) -> Named:
-        if isinstance(node, Position):
-            return torch.arange(self.sizes[node.axis], dtype=self.dtype, device=self.device), (node.axis,)
-        if isinstance(node, Rename):
-            tensor, own = self.value(node.arg)
-            names = dict(node.names)
-            return tensor, tuple(names.get(a, a) for a in own)
-        if isinstance(node, Shift):
-            return self._shift(node)
-        if isinstance(node, Scan):
-            return self._scan(node)
-        assert isinstance(node, Solve)
-        return self._solve(node)
-
-    def _shift(self, node: Shift) -> Named:
-        tensor, own = self.value(node.arg)
-        axes = (node.axis, *(a for a in own if a != node.axis))
-        value = expanded((tensor, own), axes, self.sizes)
-        return _moved(value, node.by, node.fill), axes
-
     def _scan(self, node: Scan) -> Named:
         decay, arg = self.value(node.decay), self.value(node.arg)
-        plus, times, one = _RINGS[node.semiring]
+        plus, times, one = RINGS[node.semiring]
         own = {*decay[1], *arg[1]} - {node.axis, *node.rows, *node.cols}
         axes = (node.axis, *sorted(own), *node.rows)
         values = expanded(arg, axes, self.sizes)
@@ -185,23 +154,6 @@ class Evaluator:
             gates = torch.cat([gates[:distance], times(gates[distance:], gates[:-distance])])
             distance *= 2
         return (values.flip(0) if node.reverse else values).reshape(shape), axes
-
-    def _solve(self, node: Solve) -> Named:
-        lower, arg = self.value(node.lower), self.value(node.arg)
-        batch = sorted(set(lower[1]) - {*node.rows, *node.cols})
-        free = sorted(set(arg[1]) - {*batch, *node.rows})
-        lead, count = [self.sizes[a] for a in batch], math.prod(self.sizes[a] for a in node.rows)
-        matrix = expanded(lower, (*batch, *node.rows, *node.cols), self.sizes).reshape(*lead, count, count)
-        right = expanded(arg, (*batch, *node.rows, *free), self.sizes)
-        flat = right.reshape(*lead, count, math.prod(self.sizes[a] for a in free))
-        matrix = matrix.mT if node.transpose else matrix
-        found = torch.linalg.solve_triangular(matrix, flat, upper=node.transpose, unitriangular=True)
-        return found.reshape(right.shape), (*batch, *node.rows, *free)
-
-
-def _moved(value: torch.Tensor, by: int, fill: float) -> torch.Tensor:
-    edge = torch.full_like(value[:1], fill)
-    return torch.cat([edge, value[:-1]] if by == 1 else [value[1:], edge])
 
 
 __all__ = ["Evaluator"]

@@ -14,7 +14,7 @@ from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.ordered import Named, aligned, expanded, ordered
 from tenfuse.step.program import ORDERED, AxisName, Const, Contract, Input, StepProgram, arguments
 
-_REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
+REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
 
 
 def step(
@@ -38,7 +38,7 @@ def step(
         elif isinstance(node, Contract):
             tensor, own = values[node.arg]
             dims = [own.index(a) for a in sorted(node.axes)]
-            reduce: Callable[..., torch.Tensor] = _REDUCTIONS[node.op]
+            reduce: Callable[..., torch.Tensor] = REDUCTIONS[node.op]
             values.append((reduce(tensor, dims), tuple(a for a in own if a not in node.axes)))
         elif isinstance(node, ORDERED):
             values.append(ordered(node, [values[a] for a in arguments(node)], size, dtype))
@@ -90,4 +90,4 @@ def scan(
     return carries, ys
 
 
-__all__ = ["aligned", "expanded", "scan", "step"]
+__all__ = ["REDUCTIONS", "aligned", "expanded", "scan", "step"]

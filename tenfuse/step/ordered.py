@@ -14,13 +14,14 @@ import torch
 from tenfuse.step.program import AxisName, Node, Position, Rename, Scan, Shift, Solve
 
 Named = tuple[torch.Tensor, tuple[AxisName, ...]]
-_SEMIRINGS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
-    "sum-product": (torch.add, torch.mul),
-    "max-plus": (torch.maximum, torch.add),
-    "min-plus": (torch.minimum, torch.add),
-    "log-plus": (torch.logaddexp, torch.add),
-    "or-and": (torch.maximum, torch.minimum),
+RINGS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor], float]] = {
+    "sum-product": (torch.add, torch.mul, 1.0),
+    "max-plus": (torch.maximum, torch.add, 0.0),
+    "min-plus": (torch.minimum, torch.add, 0.0),
+    "log-plus": (torch.logaddexp, torch.add, 0.0),
+    "or-and": (torch.maximum, torch.minimum, 1.0),
 }
+"""What adds, what multiplies, and the one of it."""
 
 
 def aligned(value: Named, axes: Sequence[AxisName]) -> torch.Tensor:
@@ -38,10 +39,16 @@ def expanded(value: Named, axes: Sequence[AxisName], sizes: Mapping[AxisName, in
     return aligned(value, axes).expand([sizes[a] for a in axes])
 
 
-def ordered(node: Node, args: Sequence[Named], sizes: Mapping[AxisName, int], dtype: torch.dtype) -> Named:
+def ordered(
+    node: Node,
+    args: Sequence[Named],
+    sizes: Mapping[AxisName, int],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> Named:
     """The value of a ``Position``, ``Rename``, ``Shift``, ``Scan`` or ``Solve``."""
     if isinstance(node, Position):
-        return torch.arange(sizes[node.axis], dtype=dtype), (node.axis,)
+        return torch.arange(sizes[node.axis], dtype=dtype, device=device), (node.axis,)
     if isinstance(node, Rename):
         names = dict(node.names)
         return args[0][0], tuple(names.get(a, a) for a in args[0][1])
@@ -73,7 +80,7 @@ def _scan(node: Scan, decay: Named, arg: Named, sizes: Mapping[AxisName, int]) -
         decays = decays.mT if node.transpose else decays
     else:
         decays = expanded(decay, axes, sizes)
-    plus, times = _SEMIRINGS[node.semiring]
+    plus, times, _ = RINGS[node.semiring]
     rows: list[torch.Tensor] = []
     for t in reversed(range(sizes[node.axis])) if node.reverse else range(sizes[node.axis]):
         if not rows:
@@ -97,4 +104,4 @@ def _solve(node: Solve, lower: Named, arg: Named, sizes: Mapping[AxisName, int])
     return found.reshape(right.shape), (*batch, *node.rows, *free)
 
 
-__all__ = ["Named", "aligned", "expanded", "ordered"]
+__all__ = ["RINGS", "Named", "aligned", "expanded", "ordered"]
