@@ -30,11 +30,8 @@ from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import StepProgram
 from tenfuse.step.reader import Placed, Step
 
-VERSION = "1"
+VERSION = "2"
 """Raised when the algebra changes what it proves: older certificates are then forgotten."""
-
-SECONDS = 1.5
-"""Processor time after which a proof is given up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +51,12 @@ class Study:
     @functools.cached_property
     def split(self) -> Certificate:
         """That the normal form is the step."""
-        return self._certificate("split", lambda: certify(self.program, self.recurrence, SECONDS))
+        return self._certificate("split", lambda: certify(self.program, self.recurrence))
 
     @functools.cached_property
     def chunk(self) -> Certificate:
         """That the chunk program is so many steps."""
-        return self._certificate("chunk", lambda: certify_chunk(self.program, self.recurrence, SECONDS))
+        return self._certificate("chunk", lambda: certify_chunk(self.program, self.recurrence))
 
     @functools.cached_property
     def adjoint(self) -> Certificate:
@@ -70,7 +67,7 @@ class Study:
             return found.program, found.streams
 
         return self._certificate(
-            "adjoint", lambda: certify_adjoint(self.program, self.recurrence, differentiate, SECONDS)
+            "adjoint", lambda: certify_adjoint(self.program, self.recurrence, differentiate)
         )
 
     def certified(self, length: int, gradients: bool) -> bool:

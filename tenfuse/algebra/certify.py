@@ -11,7 +11,7 @@ sizes that the certificate names: both sides use axes only by name, through entr
 functions and sums, but no theorem about all sizes is claimed.  Statements hold over the
 real numbers, where every quotient and function is defined.
 
-It refuses by ``proved=False`` with a note, also when the deadline has passed or an entry
+It refuses by ``proved=False`` with a note, also when the work allowed is done or an entry
 has grown too large; a rewrite without a certificate is not to be used.
 """
 
@@ -29,8 +29,8 @@ from tenfuse.algebra.symbols import ZERO, Field, GaveUp
 from tenfuse.algebra.tiny import sizes_for, unknowns
 from tenfuse.step.program import AxisName, Input, Pointwise, Ref, StepProgram, arguments
 
-SECONDS = 2.0
-"""The deadline of one certificate, in processor time, unless the caller says otherwise."""
+WORK = 1_000_000
+"""Operations on terms after which a proof is given up: the same on every machine, however busy."""
 _NOTHING = {"max-plus": float("-inf"), "log-plus": float("-inf"), "min-plus": float("inf")}
 """A semiring's zero, where it is not 0."""
 
@@ -43,6 +43,9 @@ class Certificate:
     claim: str
     sizes: tuple[tuple[AxisName, int], ...]
     seconds: float
+    """Processor time."""
+    work: int = 0
+    """Operations on terms."""
     note: str = ""
     unfinished: bool = False
     """It was neither proved nor disproved in the time and space given."""
@@ -58,20 +61,20 @@ def certificate_from_text(text: str) -> Certificate | None:
         found = json.loads(text)
         sizes = tuple((str(axis), int(size)) for axis, size in found["sizes"])
         proved, claim, note = found["proved"], found["claim"], found["note"]
-        seconds, unfinished = float(found["seconds"]), found["unfinished"]
+        seconds, work, unfinished = float(found["seconds"]), int(found["work"]), found["unfinished"]
     except (ValueError, KeyError, TypeError):
         return None
     flags, texts = (proved, unfinished), (claim, note)
     if not all(isinstance(x, bool) for x in flags) or not all(isinstance(x, str) for x in texts):
         return None
-    return Certificate(proved, claim, sizes, seconds, note, unfinished)
+    return Certificate(proved, claim, sizes, seconds, work, note, unfinished)
 
 
 class Differs(Exception):
     """The two sides are not the same; says where."""
 
 
-def certify(program: StepProgram, recurrence: Recurrence, seconds: float = SECONDS) -> Certificate:
+def certify(program: StepProgram, recurrence: Recurrence, work: int = WORK) -> Certificate:
     """Whether ``recurrence`` is ``program`` in normal form."""
     claim = "each update and output is its terms plus offset, with factors free of the state"
     summed = [a for u in _affines(recurrence) for t in u.terms for a in t.contracted]
@@ -82,19 +85,19 @@ def certify(program: StepProgram, recurrence: Recurrence, seconds: float = SECON
         _structure(program, recurrence)
         _Split(*shrunk(program, recurrence, sizes), field, sizes).prove()
 
-    return attempt(claim, sizes, seconds, prove)
+    return attempt(claim, sizes, work, prove)
 
 
-def attempt(claim: str, sizes: dict[AxisName, int], seconds: float, prove: object) -> Certificate:
+def attempt(claim: str, sizes: dict[AxisName, int], work: int, prove: object) -> Certificate:
     """The certificate for what ``prove(field)`` shows; it raises ``Differs`` or ``GaveUp``."""
     assert callable(prove)
-    start, note, unfinished = time.thread_time(), "", False
+    start, field, note, unfinished = time.thread_time(), Field(work), "", False
     try:
-        prove(Field(start + seconds))
+        prove(field)
     except (Differs, GaveUp) as why:
         note, unfinished = str(why), isinstance(why, GaveUp)
     spent = time.thread_time() - start
-    return Certificate(not note, claim, tuple(sorted(sizes.items())), spent, note, unfinished)
+    return Certificate(not note, claim, tuple(sorted(sizes.items())), spent, field.spent, note, unfinished)
 
 
 def _affines(recurrence: Recurrence) -> Iterable[Affine]:
@@ -271,10 +274,10 @@ def same(field: Field, got: Array, want: Array, what: str) -> None:
     if got.shape != want.shape:
         raise Differs(f"{what} has another shape")
     for a, b in zip(got.flat, want.flat, strict=True):
-        field.check()
+        field.spend(1)
         if not field.equal(a, b):
             raise Differs(f"{what} differs in at least one entry")
 
 
-__all__ = ["SECONDS", "ZERO", "Certificate", "Differs", "attempt", "certificate_from_text",
+__all__ = ["WORK", "ZERO", "Certificate", "Differs", "attempt", "certificate_from_text",
            "certificate_to_text", "certify", "same"]  # fmt: skip

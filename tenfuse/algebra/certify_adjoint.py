@@ -18,14 +18,14 @@ from functools import partial
 
 import numpy as np
 
-from tenfuse.algebra.certify import SECONDS, Certificate, Differs, attempt, same
+from tenfuse.algebra.certify import WORK, Certificate, Differs, attempt, same
 from tenfuse.algebra.certify_chunk import Maker, Steps
 from tenfuse.algebra.chunk import Chunk, Unchunkable, chunk
 from tenfuse.algebra.evaluate import Array, Evaluator
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.algebra.shrink import shrunk
 from tenfuse.algebra.symbols import Field
-from tenfuse.algebra.tiny import PARALLEL, sizes_for
+from tenfuse.algebra.tiny import least_sizes
 from tenfuse.step.program import StepProgram
 
 Differentiated = tuple[StepProgram, Mapping[int, int]]
@@ -37,15 +37,14 @@ def certify_adjoint(
     program: StepProgram,
     recurrence: Recurrence,
     differentiate: Callable[[StepProgram], Differentiated],
-    seconds: float = SECONDS,
+    work: int = WORK,
     make: Maker = chunk,
 ) -> Certificate:
     """Whether the adjoint of a chunk program is the adjoint of its steps."""
     claim = f"the adjoint of a chunk of {LENGTH} steps is that of these steps, for every input"
-    axes = {**program.sizes, **recurrence.sizes}
-    sizes = dict.fromkeys(sizes_for([program.nodes, recurrence.nodes], program.carries, axes), PARALLEL)
+    sizes = least_sizes(program, recurrence)
     small, normal = shrunk(program, recurrence, sizes)
-    return attempt(claim, sizes, seconds, partial(_prove, small, normal, differentiate, make))
+    return attempt(claim, sizes, work, partial(_prove, small, normal, differentiate, make))
 
 
 def _prove(

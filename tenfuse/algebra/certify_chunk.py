@@ -17,44 +17,43 @@ from functools import partial
 
 import numpy as np
 
-from tenfuse.algebra.certify import SECONDS, Certificate, Differs, attempt, same
+from tenfuse.algebra.certify import WORK, Certificate, Differs, attempt, same
 from tenfuse.algebra.chunk import Chunk, Unchunkable, chunk
 from tenfuse.algebra.evaluate import Array, Evaluator, array
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.algebra.shrink import shrunk
 from tenfuse.algebra.symbols import Field
-from tenfuse.algebra.tiny import PARALLEL, sizes_for
+from tenfuse.algebra.tiny import least_sizes
 from tenfuse.step.program import AxisName, StepProgram
 
 FIRST, FURTHER = ((2, 1), (2, 2)), ((3, 3), (4, 2))
 """``(steps, block)``: two axes of positions where the formula has two, and one.  Those of
-``FIRST`` must be proved; ``FURTHER`` ones as far as a quarter of the time was enough so far,
+``FIRST`` must be proved; ``FURTHER`` ones as far as a quarter of the work was enough so far,
 each costing about four times the one before."""
 Maker = Callable[[StepProgram, Recurrence, int, int], Chunk]
 
 
 def certify_chunk(
-    program: StepProgram, recurrence: Recurrence, seconds: float = SECONDS, make: Maker = chunk
+    program: StepProgram, recurrence: Recurrence, work: int = WORK, make: Maker = chunk
 ) -> Certificate:
     """Whether the chunk programs of ``recurrence`` are so many steps of ``program``."""
-    axes = {**program.sizes, **recurrence.sizes}
-    sizes = dict.fromkeys(sizes_for([program.nodes, recurrence.nodes], program.carries, axes), PARALLEL)
+    sizes = least_sizes(program, recurrence)
     small, normal = shrunk(program, recurrence, sizes)
     done: list[int] = []
-    spent, note = 0.0, ""
+    spent, seconds, note = 0, 0.0, ""
     for length, block in (*FIRST, *FURTHER):
         further = (length, block) in FURTHER
-        if further and spent > seconds / 4:
+        if further and spent > work / 4:
             break
-        found = attempt("", sizes, seconds - spent, partial(_prove, small, normal, length, block, make))
-        spent += found.seconds
+        found = attempt("", sizes, work - spent, partial(_prove, small, normal, length, block, make))
+        spent, seconds = spent + found.work, seconds + found.seconds
         if not found.proved and not (further and found.unfinished):
             note = found.note
             break
         done += [length] if found.proved else []
     lengths = " and of ".join(str(n) for n in sorted(set(done))) or "2"
     claim = f"a chunk of {lengths} steps is these steps, for every input"
-    return Certificate(not note, claim, tuple(sorted(sizes.items())), spent, note)
+    return Certificate(not note, claim, tuple(sorted(sizes.items())), seconds, spent, note)
 
 
 def _prove(

@@ -77,7 +77,7 @@ class Evaluator:
         values: list[Named] = []
         stateful: set[int] = set()
         for i, node in enumerate(nodes):
-            self.field.check()
+            self.field.spend(1)
             found = self._node(node, [values[a] for a in arguments(node)], inputs)
             if isinstance(node, Input):
                 stateful |= {i} if node.kind in _STATE else set()

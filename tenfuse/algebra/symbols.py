@@ -23,7 +23,6 @@ import dataclasses
 import itertools
 import math
 import random
-import time
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import TypeAlias
@@ -44,7 +43,7 @@ _MERGED, _NAMES = 5_000, 300
 
 
 class GaveUp(Exception):
-    """The deadline has passed, or an expression has grown beyond what can be checked."""
+    """More work than allowed, or an expression has grown beyond what can be checked."""
 
 
 class Poly:
@@ -96,19 +95,25 @@ def constant(value: float) -> Number:
 
 
 class Field:
-    """The atoms met so far, and arithmetic on polynomials over them."""
+    """The atoms met so far, and arithmetic on polynomials over them.
 
-    def __init__(self, deadline: float | None = None) -> None:
-        self.deadline = deadline
+    Work is counted in terms handled, not in seconds: what is given up does not depend on the
+    machine, nor on what else runs on it.
+    """
+
+    def __init__(self, work: int | None = None) -> None:
+        self.work, self.spent = work, 0
         self.table: list[Atom] = []
         self._values: tuple[list[int], ...] = tuple([] for _ in LANES)
         self._exact: dict[tuple[str, tuple[Poly, ...]], Poly] = {}
         self._known: dict[tuple[object, ...], list[int]] = {}
         self._random = random.Random(1)
 
-    def check(self) -> None:
-        if self.deadline is not None and time.thread_time() > self.deadline:
-            raise GaveUp("the deadline has passed")
+    def spend(self, terms: int) -> None:
+        """Count ``terms`` handled; ``GaveUp`` beyond the work that is allowed."""
+        self.spent += terms
+        if self.work is not None and self.spent > self.work:
+            raise GaveUp(f"it takes more than {self.work:,} operations on terms")
 
     # -- arithmetic ---------------------------------------------------------------------
 
@@ -122,6 +127,7 @@ class Field:
     def add(self, a: Poly, b: Poly) -> Poly:
         if not a.terms or not b.terms:
             return a if a.terms else b
+        self.spend(len(b.terms))
         terms = dict(a.terms)
         for m, c in b.terms.items():
             total = terms.get(m, 0) + c
@@ -140,13 +146,13 @@ class Field:
     def mul(self, a: Poly, b: Poly) -> Poly:
         if len(a.terms) * len(b.terms) > _NAMED:
             a, b = self.named(a), self.named(b)
-            self.check()
         return self.expanded(a, b)
 
     def expanded(self, a: Poly, b: Poly) -> Poly:
         """The product, multiplied out without names."""
         if len(a.terms) * len(b.terms) > UNFOLDED:
             raise GaveUp("an entry has too many terms")
+        self.spend(len(a.terms) * len(b.terms))
         terms: dict[Monomial, Number] = {}
         for m, c in a.terms.items():
             for n, d in b.terms.items():
@@ -251,6 +257,7 @@ class Field:
 
     def value(self, a: Poly, lane: int = 0) -> int:
         """``a`` at a random point of a prime field: different values, different fractions."""
+        self.spend(len(a.terms))
         values, total = self._values[lane], 0
         for m, c in a.terms.items():
             part = c.numerator % _PRIME

@@ -3,6 +3,7 @@
 Takes programs that share axes; leaves a size per axis, the same for axes that must agree
 in size, and arrays of new symbols.  An axis that is summed over, or that takes part in a
 renaming, gets 3 entries, the others 2; all get 2 where that would be too much to check.
+``least_sizes`` are for proofs over several steps, where every entry costs more.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from tenfuse.algebra.evaluate import Array, array
+from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.algebra.symbols import Field
 from tenfuse.step.program import (
     AxisName,
@@ -21,6 +23,7 @@ from tenfuse.step.program import (
     Rename,
     Scan,
     Solve,
+    StepProgram,
     node_axes,
 )
 
@@ -82,6 +85,24 @@ def sizes_for(
     return large if _entries(graphs, large) <= _ENTRIES else dict.fromkeys(classes, PARALLEL)
 
 
+def least_sizes(program: StepProgram, recurrence: Recurrence) -> dict[AxisName, int]:
+    """Two entries along every axis, one along those that every stream and state has and nothing sums.
+
+    Along such an axis the loop is one loop per entry, and so is all that is derived from it by
+    names of axes; with streams that all have it, its gradients are too.
+    """
+    graphs, axes = [program.nodes, recurrence.nodes], {**program.sizes, **recurrence.sizes}
+    classes = classes_for(graphs, program.carries, axes)
+    members: dict[AxisName, int] = {}
+    for a in axes:
+        members[classes[a]] = members.get(classes[a], 0) + 1
+    summed = {a for graph in graphs for n in graph if isinstance(n, Contract) for a in n.axes}
+    summed |= {a for s in recurrence.stages for u in s.updates for t in u.terms for a in t.contracted}
+    over = [n.axes for graph in graphs for n in graph if isinstance(n, Input) and n.kind != "invariant"]
+    batch = {a for a in axes if members[classes[a]] == 1 and all(a in some for some in over)} - summed
+    return {a: 1 if a in batch else PARALLEL for a in axes}
+
+
 def _entries(graphs: Sequence[Sequence[Node]], sizes: Mapping[AxisName, int]) -> int:
     total = 0
     for graph in graphs:
@@ -108,4 +129,4 @@ def unknowns(
     return found
 
 
-__all__ = ["MIXING", "PARALLEL", "classes_for", "sizes_for", "unknowns"]
+__all__ = ["MIXING", "PARALLEL", "classes_for", "least_sizes", "sizes_for", "unknowns"]

@@ -36,7 +36,7 @@ def _split(field: Field, a: Poly, most: int) -> bool:
     Where every P_k is zero at a random point, x is left alone and each is proved zero by
     itself; else x is needed and unfolded.
     """
-    field.check()
+    field.spend(len(a.terms))
     if not a.terms or any(field.value(a, i) for i in LANES):
         return not a.terms
     folded = [x for x in a.atoms() if field.table[x].kind in FOLDED]
@@ -117,7 +117,6 @@ class _Unfolded:
             if atom.kind == "inverse":
                 above, below = below, above
             self.found = self._with(self.place[x], above, below)
-            self.field.check()
         return not self.found
 
     def _element(self, a: Poly) -> tuple[Any, Any]:
@@ -147,6 +146,7 @@ class _Unfolded:
     def _times(self, p: Any, q: Any) -> Any:
         if len(p) * len(q) > self.most:
             raise _TooLong("an entry has too many terms")
+        self.field.spend(len(p) * len(q))
         return p * q
 
     def _multilinear(self, p: Any) -> Any:

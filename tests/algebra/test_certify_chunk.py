@@ -19,7 +19,7 @@ from tests.algebra.mutants import program as step_program
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_chunk_is_its_steps(name):
     program = step_program(name)
-    found = certify_chunk(program, analyse(program), 20.0)
+    found = certify_chunk(program, analyse(program))
     assert found.proved, found.note
 
 
@@ -51,7 +51,7 @@ def test_no_mutant_of_a_chunk_program_is_proved(name):
         made.append(chunk(*args))
         return made[-1]
 
-    assert certify_chunk(program, normal, 20.0, right).proved
+    assert certify_chunk(program, normal, make=right).proved
     good = made[2].program
     mutants = list(node_mutants(good.nodes))
     mutants += [
@@ -73,7 +73,7 @@ def test_no_mutant_of_a_chunk_program_is_proved(name):
             return dataclasses.replace(found, program=dataclasses.replace(found.program, nodes=nodes))
 
         if not _means_the_same(good, node, i):
-            found = certify_chunk(program, normal, 10.0, wrong)
+            found = certify_chunk(program, normal, make=wrong)
             assert not found.proved and not found.unfinished, (i, node)
             tried += 1
     assert tried
@@ -87,13 +87,13 @@ def _differentiated(program):
 @pytest.mark.parametrize("name", [n for n in LINEAR if n != "stabilised"])
 def test_the_adjoint_of_a_chunk_is_that_of_its_steps(name):
     program = step_program(name)
-    found = certify_adjoint(program, analyse(program), _differentiated, 20.0)
+    found = certify_adjoint(program, analyse(program), _differentiated)
     assert found.proved, found.note
 
 
 def test_tied_maxima_are_no_function_to_certify():
     program = step_program("stabilised")
-    assert not certify_adjoint(program, analyse(program), _differentiated, 20.0).proved
+    assert not certify_adjoint(program, analyse(program), _differentiated).proved
 
 
 def test_no_mutant_of_an_adjoint_is_proved():
@@ -104,7 +104,7 @@ def test_no_mutant_of_an_adjoint_is_proved():
         seen.append(_differentiated(p)[0])
         return _differentiated(p)
 
-    assert certify_adjoint(program, normal, recorded, 20.0).proved
+    assert certify_adjoint(program, normal, recorded).proved
     tried = 0
     for i, node in node_mutants(seen[1].nodes):
 
@@ -115,7 +115,7 @@ def test_no_mutant_of_an_adjoint_is_proved():
             return dataclasses.replace(back, nodes=(*back.nodes[:i], node, *back.nodes[i + 1 :])), streams
 
         if not _means_the_same(seen[1], node, i):
-            found = certify_adjoint(program, normal, wrong, 10.0)
+            found = certify_adjoint(program, normal, wrong)
             assert not found.proved and not found.unfinished, (i, node)
             tried += 1
     assert tried
