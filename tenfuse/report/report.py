@@ -149,7 +149,7 @@ _PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+)(: .*)?", re.DOTALL)
 
 
 def short(place: str) -> str:
-    """ "/home/me/file.py:210: h = a / b" as "file.py:210"."""
+    """"/home/me/file.py:210: h = a / b" as "file.py:210"."""
     found = _PLACE.fullmatch(place)
     return f"{os.path.basename(found['file'])}:{found['line']}" if found else os.path.basename(place)
 
