@@ -29,6 +29,7 @@ from tenfuse.algebra.decay import Positions
 from tenfuse.algebra.lift import Lift, Read, Unchunkable
 from tenfuse.algebra.lowrank import lowrank, separated
 from tenfuse.algebra.recurrence import Recurrence, Stage
+from tenfuse.algebra.response import Linear
 from tenfuse.algebra.summed import Sums
 from tenfuse.step.program import (
     AxisName,
@@ -56,6 +57,8 @@ class States(Protocol):
     """The states of a stage's carries within a chunk."""
 
     def read(self, read: Read) -> Ref: ...
+
+    def split(self, read: Read) -> Linear | None: ...
 
     def final(self, carry: int) -> Ref: ...
 
@@ -89,7 +92,7 @@ class _Maker:
             self.axes.append(node_axes(node, self.axes))
         self.at = self._positions(length, block)
         self.sums = Sums(self.build, self.sizes, program.dynamic | recurrence.dynamic)
-        self.lift = Lift(recurrence.nodes, self.sums, self.at.rows, self._read, self.sizes)
+        self.lift = Lift(recurrence.nodes, self.sums, self.at.rows, self._read, self.sizes, self._split)
         self.states: dict[int, States] = {}
 
     def run(self) -> StepProgram:
@@ -112,6 +115,9 @@ class _Maker:
         if read.carry not in self.states:
             raise Unchunkable("a carry is read before the stage that computes it")
         return self.states[read.carry].read(read)
+
+    def _split(self, read: Read) -> Linear | None:
+        return self.states[read.carry].split(read) if read.carry in self.states else None
 
     def _stage(self, stage: Stage) -> States:
         if stage.form not in ("low-rank", "elementwise", "block", "dense", "semiring"):

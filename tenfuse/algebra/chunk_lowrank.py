@@ -8,6 +8,8 @@ of a chunk; leaves every later read of the state, and the state after the chunk.
     (I - L) Z = w_t . rho(t-1, 0) S_0 + sum_{s < t} w_t . rho(t-1, s) writes_s
     L[t, s]   = w_t . rho(t-1, s) u_s  for s < t
 
+Writes that add states of an earlier stage are sums ``coefficient * g`` with g the values of its
+carries before the chunk (see ``response``): the same two lines hold for the coefficients.
 ``L`` is strictly lower triangular whatever u and w are.  A step with several u and w has
 them along one more axis, which the triangular system takes as the inner part of its order:
 it is solved in the order in which the loop itself would have computed Z.
@@ -18,13 +20,25 @@ Sequence Length", section 3; the general gate, rank and read position are derive
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from tenfuse.algebra.decay import Decay, Positions
 from tenfuse.algebra.lift import Read, aligned_to
-from tenfuse.algebra.lowrank import Erase, LowRank, Write
+from tenfuse.algebra.lowrank import Erase, Inflow, LowRank, Write
+from tenfuse.algebra.response import Linear, Response, added, summed, value
 from tenfuse.algebra.summed import Sums
 from tenfuse.step.program import AxisName, Position, Ref, Solve
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """The triangular system of z: what z reads of a state, ``-L``, and its axes."""
+
+    read: Read
+    lower: Ref
+    rows: tuple[AxisName, ...]
+    cols: tuple[AxisName, ...]
 
 
 class ChunkedLowRank:
@@ -41,16 +55,40 @@ class ChunkedLowRank:
         self.sizes = sums.sizes
         self.decay = Decay(sums.build, parts.gate, at, sums.sizes)
         self.state = self.build.input("carry", parts.carry, parts.axes)
-        self.writes = list(parts.writes)
+        self.writes, self.inflows = list(parts.writes), list(parts.inflows)
         if parts.erases:
-            erase = self._one(parts.erases)
-            self.writes = self._shared([*self.writes, self._solved(erase)], erase.contracted)
+            self.erase = self._one(parts.erases)
+            self.system = self._triangular()
+            self.writes = self._shared([*self.writes, self._solved()])
+            self.inflows += [self._passed(w) for w in parts.inflows]
 
     def read(self, read: Read) -> Ref:
         """The read at every position, over the positions and its free axes."""
         moved, back = aligned_to(self.build, read, self.parts.axes, self.fresh)
         parts = [self._initial(moved), *(self._written(moved, w) for w in self.writes)]
+        parts += value(self.sums, Linear(None, tuple(self._response(moved, w) for w in self.inflows)))
         return self.build.rename(self.sums.add(parts), back)
+
+    def split(self, read: Read) -> Linear | None:
+        """The read as a sum linear in the carries before the chunk, where only they are states."""
+        products = [*(w.factors for w in self.parts.writes), *(w.factors for w in self.inflows)]
+        products += [f for e in self.parts.erases for f in (e.u, e.w)]
+        coefficients = [self.parts.gate, *(f for factors in products for f in factors)]
+        if any(f is not None and self.sums.stateful(f) for f in coefficients):
+            return None
+        moved, back = aligned_to(self.build, read, self.parts.axes, self.fresh)
+        writes, inflows = list(self.parts.writes), list(self.inflows)
+        if self.parts.erases:
+            known = self._known()
+            local = [] if known is None else [Write((*self.erase.u, known), self.erase.rank)]
+            writes = self._shared([*writes, *local])
+            inflows.append(self._started())
+        found = [self._written(moved, w) for w in writes]
+        start = self.decay.start(read.after)
+        own = Response(self.build.const(1.0) if start is None else start, self.state)
+        answers = summed(self.sums, self.fresh, Linear(None, (own,)), moved.factors, moved.bound, back)
+        through = Linear(self.sums.add(found), tuple(self._response(moved, w) for w in inflows))
+        return added(self.sums, [answers, summed(self.sums, self.fresh, through, (), (), back)])
 
     def final(self, carry: int) -> Ref:
         """The state after the chunk."""
@@ -59,7 +97,16 @@ class ChunkedLowRank:
         parts = [self.sums.product(kept)]
         for w in self.writes:
             parts.append(self.sums.product([*w.factors, *ends], w.bound | set(self.at.rows)))
+        for one in self.inflows:
+            coefficient = self.sums.product([*one.factors, *ends], one.bound | set(self.at.rows))
+            parts.append(self.sums.product([coefficient, one.start], one.kept))
         return self.sums.add(parts)
+
+    def _response(self, read: Read, write: Inflow) -> Response:
+        """What is read of what an earlier stage's start wrote; its own axes are summed with it."""
+        later = write.kept | (read.bound & self.build.axes[write.start])
+        first = dataclasses.replace(read, bound=read.bound - later)
+        return Response(self._written(first, Write(write.factors, write.bound)), write.start, later)
 
     def _initial(self, read: Read) -> Ref:
         start = self.decay.start(read.after)
@@ -94,8 +141,9 @@ class ChunkedLowRank:
         factors = tuple(self.build.rename(f, names) for f in write.factors)
         return Write(factors, frozenset(names[a] for a in write.bound))
 
-    def _shared(self, writes: Sequence[Write], contracted: frozenset[AxisName]) -> list[Write]:
+    def _shared(self, writes: Sequence[Write]) -> list[Write]:
         """Writes in the same direction as one: ``k v - k z`` is ``k (v - z)``."""
+        contracted = self.erase.contracted
         found: dict[tuple[Ref, ...], list[Ref]] = {}
         alone = [w for w in writes if w.bound]
         for w in writes:
@@ -144,24 +192,47 @@ class ChunkedLowRank:
             found = b.call("where", here, ref, found)
         return found
 
-    def _solved(self, erase: Erase) -> Write:
-        """``u z`` with z the solution of the triangular system."""
+    def _triangular(self) -> System:
+        """``-L``, and what it is solved over."""
+        erase = self.erase
         rank = tuple(sorted(erase.rank))
         read = Read(self.parts.carry, False, self.parts.axes, erase.w, erase.contracted)
         columns = {a: self.fresh(a) for a in rank}
-        rows, cols = (*self.at.rows, *rank), (*self.at.cols, *columns.values())
         lower = self.build.call("neg", self._lower(read, erase, columns))
-        known = [self._written(read, w) for w in self.parts.writes]
-        z = self._solve(lower, self.sums.add(known), rows, cols) if known else None
-        start = self.decay.start(False)
-        coefficients = [f for f in (*erase.w, start) if f is not None]
-        kept = self._solve(lower, self._spread(self.sums.product(coefficients)), rows, cols)
-        initial = self.sums.product([kept, self.state], erase.contracted)
-        z = initial if z is None else self.build.call("add", z, initial)
-        return Write((*erase.u, z), erase.rank)
+        return System(read, lower, (*self.at.rows, *rank), (*self.at.cols, *columns.values()))
 
-    def _solve(self, lower: Ref, right: Ref, rows: tuple[AxisName, ...], cols: tuple[AxisName, ...]) -> Ref:
-        return self.build.add(Solve(lower, right, rows, cols))
+    def _solved(self) -> Write:
+        """``u z`` with z the solution of the triangular system."""
+        z = self._known()
+        initial = self.sums.product([self._kept(), self.state], self.erase.contracted)
+        z = initial if z is None else self.build.call("add", z, initial)
+        return Write((*self.erase.u, z), self.erase.rank)
+
+    def _known(self) -> Ref | None:
+        """The part of z that no state reaches."""
+        known = [self._written(self.system.read, w) for w in self.parts.writes]
+        return self._solve(self.sums.add(known)) if known else None
+
+    def _kept(self) -> Ref:
+        """What z reads of the state before the chunk."""
+        start = self.decay.start(False)
+        coefficients = [f for f in (*self.erase.w, start) if f is not None]
+        return self._solve(self._spread(self.sums.product(coefficients)))
+
+    def _started(self) -> Inflow:
+        """``u z`` for what z reads of the state before the chunk."""
+        names = {a: self.fresh(a) for a in sorted(self.erase.contracted)}
+        kept, start = (self.build.rename(ref, names) for ref in (self._kept(), self.state))
+        return Inflow((*self.erase.u, kept), self.erase.rank, start, frozenset(names.values()))
+
+    def _passed(self, write: Inflow) -> Inflow:
+        """``u z`` for what z reads of what an earlier stage's start wrote."""
+        read = self._response(self.system.read, write)
+        z = self._solve(self._spread(read.coefficient))
+        return Inflow((*self.erase.u, z), self.erase.rank, read.start, read.bound)
+
+    def _solve(self, right: Ref) -> Ref:
+        return self.build.add(Solve(self.system.lower, right, self.system.rows, self.system.cols))
 
     def _lower(self, read: Read, erase: Erase, columns: dict[AxisName, AxisName]) -> Ref:
         """``L`` over the positions as rows and as columns."""

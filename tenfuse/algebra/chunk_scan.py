@@ -8,7 +8,9 @@ states and the states after the chunk:
     h_t = l_t + P_t h_0
 
 Only the last line reads the state.  Where A is the same at every step, P is the same for
-all chunks.  Other semirings have their own sum and product in place of + and x, and
+all chunks.  Where b_t adds the states of an earlier stage, b_t = c_t + sum_i B_t,i g_i with g
+the values of its carries before the chunk, l answers to c and one more scan to every B_i (see
+``response``), so that no scan reads a state.  Other semirings have their own sum and product in place of + and x, and
 carries one by one only.
 Sources: Blelloch 1990, "Prefix sums and their applications"; Martin and Cundy 2018,
 "Parallelizing linear recurrent neural nets over sequence length".
@@ -17,11 +19,12 @@ Sources: Blelloch 1990, "Prefix sums and their applications"; Martin and Cundy 2
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tenfuse.algebra.decay import last, running
 from tenfuse.algebra.lift import Form, Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.recurrence import Stage
+from tenfuse.algebra.response import Linear, Response, apart, summed, value
 from tenfuse.step.program import (
     AxisName,
     CarrySpec,
@@ -54,7 +57,11 @@ class ChunkedScan:
         self.plus, self.times = _RINGS[stage.semiring]
         self.member: AxisName = ""
         self.local: Ref | None = None
+        self.answers: tuple[Response, ...] = ()
+        """What earlier stages' values before the chunk add to the states; like ``local``."""
         self._fit()
+        self.inflows: list[tuple[Response, ...]] = []
+        """What the update of every carry adds of earlier stages."""
         forms = [self._form(i) for i in range(len(self.specs))]
         self.mixed = self._mixed(forms)
         several = len(self.specs) > 1
@@ -75,29 +82,57 @@ class ChunkedScan:
         value = self._state(i) if read.after else self._before(i)
         return self.build.rename(self.sums.product([*moved.factors, value], moved.bound), back)
 
+    def split(self, read: Read) -> Linear | None:
+        """The read as a sum linear in the carries before the chunk, where the gate reads no state."""
+        if self.stage.semiring != "sum-product" or self.sums.stateful(self.power):
+            return None
+        i = self.stage.carries.index(read.carry)
+        moved, back = aligned_to(self.build, read, self.axes, self.lift.fresh)
+        states = self._linear(i, (lambda ref: ref) if read.after else self._earlier)
+        if not read.after:
+            first = self.build.call("eq", self.build.add(Position(self.row)), self.build.const(0.0))
+            start = self.build.input("carry", read.carry, self.axes)
+            states = dataclasses.replace(states, responses=(*states.responses, Response(first, start)))
+        return summed(self.sums, self.lift.fresh, states, moved.factors, moved.bound, back)
+
+    def _earlier(self, ref: Ref) -> Ref:
+        return self.build.add(Shift(ref, self.row, 1))
+
+    def _linear(self, i: int, at: Callable[[Ref], Ref]) -> Linear:
+        """``l + P h_0 + answers`` of carry ``i``, every scan taken ``at`` other positions."""
+        local = None if self.local is None else self._member(at(self.local), self.member, i)
+        return Linear(local, (*self._own(i, at(self.power)), *self._answers(i, at)))
+
+    def _answers(self, i: int, at: Callable[[Ref], Ref]) -> list[Response]:
+        return [
+            dataclasses.replace(a, coefficient=self._member(at(a.coefficient), self.member, i))
+            for a in self.answers
+        ]
+
     def final(self, carry: int) -> Ref:
         i = self.stage.carries.index(carry)
         names = dict(zip(self.axes, self.specs[i].next_axes, strict=True))
         local = None if self.local is None else self._end(self.local)
-        return self.build.rename(self._joined(i, local, self._end(self.power)), names)
+        return self.build.rename(self._joined(i, local, self._end(self.power), self._end), names)
 
     def _end(self, ref: Ref) -> Ref:
         return last(self.build, ref, self.row, self._length())
 
     def _state(self, i: int) -> Ref:
-        return self._joined(i, self.local, self.power)
+        return self._joined(i, self.local, self.power, lambda ref: ref)
 
     def _before(self, i: int) -> Ref:
         first = self.build.call("eq", self.build.add(Position(self.row)), self.build.const(0.0))
         start = self.build.input("carry", self.stage.carries[i], self.axes)
-        return self.build.call("where", first, start, self.build.add(Shift(self._state(i), self.row, 1)))
+        return self.build.call("where", first, start, self._earlier(self._state(i)))
 
-    def _joined(self, i: int, local: Ref | None, power: Ref) -> Ref:
-        """``l + P h_0`` of carry ``i``."""
-        started = self._started(i, power)
-        if local is None:
-            return started
-        return self.build.call(self.plus, self._member(local, self.member, i), started)
+    def _joined(self, i: int, local: Ref | None, power: Ref, at: Callable[[Ref], Ref]) -> Ref:
+        """``l + P h_0`` of carry ``i``, and what earlier stages add."""
+        found = self._started(i, power)
+        if local is not None:
+            found = self.build.call(self.plus, self._member(local, self.member, i), found)
+        answers = value(self.sums, Linear(None, tuple(self._answers(i, at))))
+        return self.sums.add([found, *answers]) if answers else found
 
     def _started(self, i: int, power: Ref) -> Ref:
         """``P h_0``: what is left of the carries' values before the chunk."""
@@ -106,13 +141,18 @@ class ChunkedScan:
             return self.build.call(
                 self.times, power, self.build.input("carry", self.stage.carries[i], self.axes)
             )
+        return self.sums.add(value(self.sums, Linear(None, tuple(self._own(i, power)))))
+
+    def _own(self, i: int, power: Ref) -> list[Response]:
+        """``P h_0``, carry by carry."""
+        names = dict(zip(self.rows, self.starts, strict=True))
         power = self._member(power, self.member, i)
-        parts = []
+        found = []
         for k, j in enumerate(self.stage.carries):
             start = self.build.input("carry", j, tuple(names.get(a, a) for a in self.axes))
             mine = self._member(power, names.get(self.member, ""), k)
-            parts.append(self.sums.product([mine, start], [names[a] for a in self.mixed]))
-        return self.sums.add(parts)
+            found.append(Response(mine, start, frozenset(names[a] for a in self.mixed)))
+        return found
 
     def _member(self, ref: Ref, axis: AxisName, i: int) -> Ref:
         """The entry ``i`` along the axis of the stage's carries."""
@@ -151,15 +191,29 @@ class ChunkedScan:
                     factors=tuple(self.build.rename(f, names) for f in read.factors),
                 )
             )
-        offset = None if form.offset is None else self.build.rename(form.offset, names)
+        inflow = self._inflow(self.stage.updates[i].offset)
+        self.inflows.append(
+            tuple(
+                Response(self.build.rename(r.coefficient, names), self.build.rename(r.start, names), r.bound)
+                for r in inflow.responses
+            )
+        )
+        offset = None if inflow.local is None else self.build.rename(inflow.local, names)
         return Form(tuple(reads), offset)
 
     def _affine(self, i: int) -> Form:
-        update = self.stage.updates[i]
-        form = self.lift.affine(dataclasses.replace(update, offset=None))
+        form = self.lift.affine(dataclasses.replace(self.stage.updates[i], offset=None))
         if form.offset is not None:
             raise Unchunkable("the update reads a nonlinear function of the state")
-        return Form(form.reads, None if update.offset is None else self.lift.value(update.offset))
+        return form
+
+    def _inflow(self, offset: Ref | None) -> Linear:
+        """What an update adds, as a sum linear in the states of earlier stages where it is one."""
+        if offset is None:
+            return Linear()
+        if self.stage.semiring != "sum-product":
+            return Linear(self.lift.value(offset))
+        return self.lift.linear(offset)
 
     def _mixed(self, forms: Sequence[Form]) -> tuple[AxisName, ...]:
         """The axes of the carry that some term sums over."""
@@ -186,6 +240,20 @@ class ChunkedScan:
         moved = b.rename(matrix, dict(zip(self.cols, self.starts, strict=True)))
         begin = b.call("where", first, moved, b.const(0.0))
         self.power = b.add(Scan(self.row, matrix, begin, False, self.rows, self.cols))
+        self._answer(lambda arg: b.add(Scan(self.row, matrix, arg, False, self.rows, self.cols)))
+
+    def _answer(self, scanned: Callable[[Ref], Ref]) -> None:
+        """The states' answers to what the updates add of earlier stages."""
+        zero, entries = self.build.const(0.0), dict[tuple[Ref, frozenset[AxisName]], list[Ref]]()
+        for i, inflow in enumerate(self.inflows):
+            for one in inflow:
+                r = apart(self.sums, self.lift.fresh, one, self.mixed)
+                row = entries.setdefault((r.start, r.bound), [zero] * len(self.inflows))
+                row[i] = self.sums.add([row[i], r.coefficient]) if row[i] != zero else r.coefficient
+        self.answers = tuple(
+            Response(scanned(self._stacked(row, self.member)), start, bound)
+            for (start, bound), row in entries.items()
+        )
 
     def _build_gate(self, form: Form) -> None:
         b, ring = self.build, self.stage.semiring
@@ -198,6 +266,7 @@ class ChunkedScan:
             gate = self._chained(self.plus, gates)
         if form.offset is not None:
             self.local = b.add(Scan(self.row, gate, self._truth(form.offset), semiring=ring))
+        self._answer(lambda arg: b.add(Scan(self.row, gate, arg)))
         if ring in ("sum-product", "or-and"):
             self.power = running(b, gate, self.row, self._length(), semiring=ring)
         else:

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tenfuse.algebra.recurrence import Affine
+from tenfuse.algebra.response import Linear, added
 from tenfuse.algebra.summed import Sums, Unchunkable
 from tenfuse.step.program import (
     ORDERED,
@@ -53,7 +54,10 @@ class Form:
 
 
 class Lift:
-    """``read`` gives the value of a ``Read`` at every position, over positions and free axes."""
+    """``read`` gives the value of a ``Read`` at every position, over positions and free axes.
+
+    ``split`` gives the same as a sum linear in the states before the chunk; None where it is none.
+    """
 
     def __init__(
         self,
@@ -62,8 +66,10 @@ class Lift:
         rows: tuple[AxisName, ...],
         read: Callable[[Read], Ref],
         sizes: dict[AxisName, int],
+        split: Callable[[Read], Linear | None],
     ) -> None:
         self.nodes, self.sums, self.build, self.rows, self.read = nodes, sums, sums.build, rows, read
+        self.split = split
         self.sizes = sizes
         self.axes: list[frozenset[AxisName]] = []
         for node in nodes:
@@ -94,6 +100,16 @@ class Lift:
     def forced(self, form: Form) -> Ref:
         parts = [self.read(r) for r in form.reads]
         return self.sums.add(parts if form.offset is None else [*parts, form.offset])
+
+    def linear(self, ref: Ref) -> Linear:
+        """The value of a node; all of it is local where it is not linear in earlier states."""
+        form = self.form(ref)
+        found = [self.split(r) for r in form.reads]
+        parts = [p for p in found if p is not None]
+        free = [] if form.offset is None else [form.offset, *(f for r in form.reads for f in r.factors)]
+        if len(parts) < len(found) or any(self.sums.stateful(f) for f in free):
+            return Linear(self.value(ref))
+        return added(self.sums, parts if form.offset is None else [*parts, Linear(form.offset)])
 
     def form(self, ref: Ref) -> Form:
         if ref not in self._forms:

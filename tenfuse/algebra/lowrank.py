@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from tenfuse.algebra.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.recurrence import Stage
+from tenfuse.algebra.response import Linear, apart
 from tenfuse.step.program import AxisName, CarrySpec, Const, Contract, Node, Pointwise, Ref
 
 
@@ -23,6 +24,17 @@ class Write:
 
     factors: tuple[Ref, ...]
     bound: frozenset[AxisName] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inflow:
+    """``sum over kept of start * sum over bound of the product of factors``: the part of a write
+    that is linear in ``start``, a carry of an earlier stage as it enters the chunk."""
+
+    factors: tuple[Ref, ...]
+    bound: frozenset[AxisName]
+    start: Ref
+    kept: frozenset[AxisName]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +57,7 @@ class LowRank:
     """None is one."""
     erases: tuple[Erase, ...]
     writes: tuple[Write, ...]
+    inflows: tuple[Inflow, ...] = ()
 
 
 def lowrank(stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> LowRank:
@@ -69,8 +82,10 @@ def lowrank(stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> LowRank:
     gate = lift.sums.add(gates)
     same = lift.build.nodes[gate] == Const(1.0)
     offset = update.offset
-    writes = () if offset is None else tuple(_writes(offset, lift))
-    return LowRank(j, axes, None if same else gate, tuple(_together(erases, lift)), writes)
+    together = tuple(_together(erases, lift))
+    mixed = together[0].contracted if together else frozenset[AxisName]()
+    writes, inflows = ([], []) if offset is None else _writes(offset, lift, mixed)
+    return LowRank(j, axes, None if same else gate, together, tuple(writes), tuple(inflows))
 
 
 def _in_place(read: Read, axes: tuple[AxisName, ...]) -> bool:
@@ -168,13 +183,34 @@ def _multiplied(nodes: Sequence[Node], ref: Ref) -> list[Ref]:
     return [ref]
 
 
-def _writes(offset: Ref, lift: Lift) -> list[Write]:
-    found = []
+def _writes(offset: Ref, lift: Lift, mixed: frozenset[AxisName]) -> tuple[list[Write], list[Inflow]]:
+    """What the offset writes; ``mixed`` are the axes that the update sums the state over."""
+    writes: list[Write] = []
+    inflows: list[Inflow] = []
     for summand in separated(lift.nodes, lift.axes, offset):
         names: Mapping[AxisName, AxisName] = {a: lift.fresh(a) for a in sorted(summand.bound)}
-        factors = [lift.build.rename(lift.value(f), names) for f in summand.factors]
-        found.append(Write((lift.build.const(summand.sign), *factors), frozenset(names.values())))
-    return found
+        factors, linear = _linear(summand, lift)
+        whole = [lift.build.const(summand.sign), *(lift.build.rename(f, names) for f in factors)]
+        bound = frozenset(names.values())
+        if linear.local is not None:
+            writes.append(Write((*whole, lift.build.rename(linear.local, names)), bound))
+        for one in linear.responses:
+            r = apart(lift.sums, lift.fresh, one, {*mixed, *summand.bound})
+            kept = r.bound
+            inflows.append(Inflow((*whole, lift.build.rename(r.coefficient, names)), bound, r.start, kept))
+    return writes, inflows
+
+
+def _linear(summand: Summand, lift: Lift) -> tuple[list[Ref], Linear]:
+    """The factors of a product, one of them linear in earlier states: the last one that is."""
+    parts = [(f, lift.linear(f)) for f in summand.factors]
+    found = [f for f, linear in parts if linear.responses]
+    chosen = found[0] if len(found) == 1 else summand.factors[-1]
+    rest = [lift.value(f) for f in summand.factors if f != chosen]
+    rest += [lift.value(chosen)] * (summand.factors.count(chosen) - 1)
+    if len(found) != 1 or summand.factors.count(chosen) > 1 or any(lift.sums.stateful(f) for f in rest):
+        return rest, Linear(lift.value(chosen))
+    return rest, dict(parts)[chosen]
 
 
 __all__ = ["Erase", "LowRank", "Write", "lowrank", "separated"]

@@ -208,10 +208,10 @@ LOOPS = {
 }  # fmt: skip
 
 
-def program_of(name):
+def program_of(name, loops=LOOPS):
     """``(program, streams that are gates)``."""
-    step = analysed(*LOOPS[name])[2]
-    names = list(inspect.signature(LOOPS[name][0]).parameters)
+    step = analysed(*loops[name])[2]
+    names = list(inspect.signature(loops[name][0]).parameters)
 
     def parameter(node):
         while node.op != "placeholder" and len(node.all_input_nodes) == 1:

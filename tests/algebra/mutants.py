@@ -1,13 +1,14 @@
 """Steps to certify, and everything that may be wrong with a node."""
 
 from tenfuse.step.program import Const, Contract, Pointwise, with_arguments
+from tests.algebra.cascades import CASCADES
 from tests.step.steps import STEPS, analysed
 
 LINEAR = ("delta", "ten", "selective", "complex", "merged-heads", "rotation", "swapped", "stabilised")
 
 
 def program(name):
-    step, *inputs = STEPS[name]
+    step, *inputs = {**STEPS, **CASCADES}[name]
     return analysed(step, *inputs)[2].program
 
 

@@ -38,10 +38,12 @@ def _means_the_same(program, node, i):
     return all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in pairs)
 
 
-_LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("delta", "stabilised", "ten")]
+_LONG = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("delta", "stabilised", "ten", "erased", "poured")
+]
 
 
-@pytest.mark.parametrize("name", ["merged-heads", "rotation", *_LONG])
+@pytest.mark.parametrize("name", ["merged-heads", "rotation", "chained", "before", *_LONG])
 def test_no_mutant_of_a_chunk_program_is_proved(name):
     program = step_program(name)
     normal = analyse(program)
