@@ -194,6 +194,11 @@ COMPILE_FAILED = _code(
     "the C++ compiler rejected a generated kernel",
     "please report this loop; `tenfuse doctor` shows the compiler",
 )
+NO_TILES = _code(
+    "TF403",
+    "part of the step has no form on the tiles of a Triton kernel",
+    "run this model on the CPU with target='cpp', or split the step",
+)
 # faults
 INTERNAL = _code(
     "TF901",

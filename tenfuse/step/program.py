@@ -231,6 +231,25 @@ def prune(program: StepProgram) -> StepProgram:
     )
 
 
+def only_summed(program: StepProgram) -> set[Ref]:
+    """Products that are read by sums and by such products only."""
+    readers: dict[Ref, list[Ref]] = {}
+    for i, node in enumerate(program.nodes):
+        for a in arguments(node):
+            readers.setdefault(a, []).append(i)
+    leaving, found = set(program.roots()), set[Ref]()
+    for i in reversed(range(len(program.nodes))):
+        node = program.nodes[i]
+        product = isinstance(node, Pointwise) and node.fn == "mul" and i not in leaving
+        if product and readers.get(i) and all(r in found or _sums(program.nodes[r]) for r in readers[i]):
+            found.add(i)
+    return found
+
+
+def _sums(node: Node) -> bool:
+    return isinstance(node, Contract) and node.op == "sum"
+
+
 __all__ = [
     "ORDERED",
     "SEMIRINGS",
@@ -252,6 +271,7 @@ __all__ = [
     "StepProgram",
     "arguments",
     "node_axes",
+    "only_summed",
     "prune",
     "validate",
     "with_arguments",

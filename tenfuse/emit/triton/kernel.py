@@ -1,0 +1,203 @@
+"""The text of one kernel on tiles.
+
+Takes a ``TileKernel``; leaves Triton source: a program instance per entry of the grid, a
+loop over iterations with the carries on chip, loads, the step's values, stores.  Pure: the
+same kernel gives the same text, in which no name comes from the user's program.
+Refuses (NO_TILES) steps that have no form on tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenfuse.emit.triton.functions import DTYPES, PREAMBLE
+from tenfuse.emit.triton.tile import Space, Tile, permuted, seen
+from tenfuse.emit.triton.values import Values
+from tenfuse.emit.triton.writer import Writer
+from tenfuse.plan.kernel import Operand
+from tenfuse.plan.tile import TileKernel
+from tenfuse.step.program import AxisName, Input
+
+HEADER = "import triton\nimport triton.language as tl\n"
+
+
+def emit(kernel: TileKernel) -> str:
+    """The source of a module with the kernel as ``kernel``."""
+    return HEADER + "\n" + PREAMBLE + "\n\n" + "\n".join(_Emitter(kernel).run()) + "\n"
+
+
+def timed(kernel: TileKernel, operand: Operand) -> bool:
+    """Whether the first dimension of an operand is time."""
+    if operand.role == "out":
+        return not kernel.program.outs[operand.index].accumulate
+    return operand.role == "stream"
+
+
+class _Emitter:
+    def __init__(self, kernel: TileKernel) -> None:
+        self.kernel, self.program = kernel, kernel.program
+        sizes = dict(kernel.program.sizes)
+        self.space = Space(kernel.tiling, sizes, kernel.program.dynamic)
+        self.writer = Writer()
+        self.dtype = DTYPES[kernel.compute]
+        self.place = {(o.role, o.index): i for i, o in enumerate(kernel.operands)}
+        self.carried: dict[int, str] = {}
+        self.values = Values(kernel.program, self.space, self.writer, kernel.compute, kernel.dots, self._entering)
+        self.axes_of = kernel.program.axes_of()
+        self.with_rows = {
+            ("stream", n.index) for n in kernel.program.nodes
+            if isinstance(n, Input) and n.kind == "stream" and set(kernel.rows) & set(n.axes)
+        }  # fmt: skip
+        self.with_rows -= {("stream", kernel.within)}
+        self.with_rows |= {
+            ("out", j) for j, o in enumerate(kernel.program.outs)
+            if set(kernel.rows) & set(o.axes) and not o.accumulate
+        }  # fmt: skip
+
+    def run(self) -> list[str]:
+        writer, program = self.writer, self.program
+        self._indices()
+        for i, carry in enumerate(program.carries):
+            self.carried[i] = writer.variable(self._load(self._operand("init", i), carry.axes))
+        sums = {
+            j: writer.variable(f"tl.zeros({self.space.shape(self.space.ordered(o.axes))}, {self.dtype})")
+            for j, o in enumerate(program.outs) if o.accumulate
+        }  # fmt: skip
+        writer.open("for c in range(0, count):")
+        self._time()
+        self._step(sums)
+        writer.close()
+        for i, carry in enumerate(program.carries):
+            if ("final", i) in self.place:
+                self._store(self._operand("final", i), carry.axes, self.carried[i])
+        for j, name in sums.items():
+            self._store(self._operand("out", j), program.outs[j].axes, name)
+        return ["@triton.jit", f"def kernel({', '.join(self._parameters())}):", *writer.lines]
+
+    def _operand(self, role: str, index: int) -> int:
+        return self.place[role, index]
+
+    def _parameters(self) -> list[str]:
+        """Pointers, strides (time first), sizes of dynamic axes, steps and iterations."""
+        found = [f"p{i}" for i in range(len(self.kernel.operands))]
+        for i, o in enumerate(self.kernel.operands):
+            found += [f"s{i}_t"] if timed(self.kernel, o) else []
+            found += [f"s{i}_{d}" for d in range(len(o.axes))]
+        return [*found, *(self.space.count[a] for a in self.kernel.axes()), "steps", "count"]
+
+    # -- where an instance is -----------------------------------------------------------
+
+    def _indices(self) -> None:
+        writer, space = self.writer, self.space
+        writer.line("pid = tl.program_id(0).to(tl.int64)")
+        for axis in reversed(self.kernel.tiling.grid):
+            writer.line(f"{space.index[axis]} = pid % {space.size(axis)}")
+            writer.line(f"pid = pid // {space.size(axis)}")
+        for axis, extent in self.kernel.tiling.blocks:
+            start = ""
+            if axis in self.kernel.tiling.split:
+                blocks = f"(({space.size(axis)} + {extent - 1}) // {extent})"
+                writer.line(f"b{space.order[axis]} = pid % {blocks}")
+                writer.line(f"pid = pid // {blocks}")
+                start = f" + b{space.order[axis]} * {extent}"
+            writer.line(f"{space.index[axis]} = tl.arange(0, {extent}){start}")
+
+    def _time(self) -> None:
+        """The iteration, and the times of its positions in memory."""
+        kernel, writer = self.kernel, self.writer
+        writer.line("n = count - 1 - c" if kernel.descending else "n = c")
+        if not kernel.rows:
+            writer.line("t = n.to(tl.int64)")
+            return
+        rows = self._rows
+        unit, text = 1, ""
+        for axis in reversed(kernel.rows):
+            text = f"{self.space.along(axis, rows)} * {unit}" + (f" + {text}" if text else "")
+            unit *= self.program.sizes[axis]
+        writer.line(f"r = n.to(tl.int64) * {unit} + {text}")
+        writer.line("last = tl.minimum(r, steps - 1)")
+        for name in ("r", "last"):
+            writer.line(f"{name}_m = {'steps - 1 - ' if kernel.flipped else ''}{name}")
+
+    @property
+    def _rows(self) -> tuple[AxisName, ...]:
+        return self.space.ordered(self.kernel.rows)
+
+    # -- memory -------------------------------------------------------------------------
+
+    def _entering(self, node: Input) -> Tile:
+        if node.kind == "carry":
+            own = self.program.carries[node.index].axes
+            text, axes = self.carried[node.index], self.space.ordered(own)
+            if node.axes == own:
+                return Tile(text, axes)
+            names = dict(zip(own, node.axes, strict=True))
+            renamed = tuple(names[a] for a in axes)
+            order = self.space.ordered(renamed)
+            return Tile(self.writer.let(permuted(text, renamed, order)), order)
+        if node.kind == "stream" and node.index == self.kernel.within:
+            return Tile(self.writer.let("(r < steps)"), self._rows, True)
+        role = "constant" if node.kind == "invariant" else node.kind
+        operand = self._operand(role, node.index)
+        return Tile(self.writer.let(self._load(operand, node.axes)), self.space.ordered(node.axes))
+
+    def _load(self, place: int, axes: Sequence[AxisName]) -> str:
+        """The expression of a tile over those of ``axes`` that have a dimension."""
+        pointer, masks = self._address(place, axes)
+        own = self.space.ordered(axes)
+        operand = self.kernel.operands[place]
+        if operand.role == "stream" and ("stream", operand.index) in self.with_rows:
+            masks += [seen("(r < steps)", self._rows, own)] if operand.index in self.kernel.zero else []
+        guard = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        text = f"tl.load({pointer}{guard}).to({self.dtype})"
+        return text if not own else f"{text} + tl.zeros({self.space.shape(own)}, {self.dtype})" if (
+            operand.role == "init"
+        ) else text
+
+    def _store(self, place: int, axes: Sequence[AxisName], value: str) -> None:
+        pointer, masks = self._address(place, axes, storing=True)
+        operand = self.kernel.operands[place]
+        if operand.role == "out" and ("out", operand.index) in self.with_rows:
+            masks.append(seen("(r < steps)", self._rows, self.space.ordered(axes)))
+        guard = f", mask={' & '.join(masks)}" if masks else ""
+        self.writer.line(f"tl.store({pointer}, {value}{guard})")
+
+    def _address(self, place: int, axes: Sequence[AxisName], storing: bool = False) -> tuple[str, list[str]]:
+        operand, own = self.kernel.operands[place], self.space.ordered(axes)
+        kernel, parts = self.kernel, [f"p{place}"]
+        if timed(kernel, operand):
+            if (operand.role, operand.index) in self.with_rows:
+                name = "r_m" if storing or operand.index in kernel.zero else "last_m"
+                parts.append(f"{seen(name, self._rows, own)} * s{place}_t")
+            else:
+                parts.append(("n.to(tl.int64)" if kernel.rows else "t") + f" * s{place}_t")
+        rest = [a for a in axes if not (a in kernel.rows and (operand.role, operand.index) in self.with_rows)]
+        for d, axis in enumerate(rest):
+            parts.append(f"{self.space.along(axis, own)} * s{place}_{d}")
+        inside = self.space.inside(rest, own)
+        return " + ".join(parts), [inside] if inside else []
+
+    # -- the step -----------------------------------------------------------------------
+
+    def _step(self, sums: dict[int, str]) -> None:
+        program, writer, space = self.program, self.writer, self.space
+        for j, out in enumerate(program.outs):
+            axes = space.ordered(out.axes)
+            if out.accumulate:
+                tile = self.values.number(out.ref)
+                writer.line(f"{sums[j]} += {seen(tile.text, tile.axes, axes)}")
+            elif ("out", j) in self.place:
+                self._store(self._operand("out", j), out.axes, self.values.full(out.ref, axes))
+        nexts = []
+        for carry in program.carries:
+            axes = space.ordered(carry.next_axes)
+            text = self.values.full(carry.next, axes)
+            names = dict(zip(carry.next_axes, carry.axes, strict=True))
+            back = tuple(names[a] for a in axes)
+            text = writer.let(permuted(text, back, space.ordered(carry.axes)))
+            nexts.append(writer.variable(text) if text in self.carried.values() else text)
+        for i, text in enumerate(nexts):
+            writer.line(f"{self.carried[i]} = {text}")
+
+
+__all__ = ["emit", "timed"]

@@ -1,0 +1,231 @@
+"""Nodes for which order along an axis matters, on tiles.
+
+Takes such a node and the tiles of its arguments; leaves a tile.  Scans are Triton's own
+where the decay is a number, and by doubling (Hillis and Steele 1986) where it is a matrix.
+A unit triangular system is solved by substitution in blocks on the diagonal, which are then
+joined two by two: the inverse of [[A, 0], [B, D]] is [[A', 0], [-D' B A', D']] with A', D'
+the inverses of A and D.  Nothing divides, and nothing is a power of the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenfuse.emit.triton.functions import DTYPES
+from tenfuse.emit.triton.products import Products
+from tenfuse.emit.triton.tile import Space, Tile, permuted, seen, unsupported
+from tenfuse.emit.triton.writer import Writer
+from tenfuse.step.program import AxisName, Position, Rename, Scan, Shift, Solve
+
+_BLOCK = 16
+"""Rows of a triangular matrix that are substituted one after the other."""
+COMBINE = {
+    "sum-product": "sum_product", "max-plus": "max_plus", "min-plus": "min_plus", "log-plus": "log_plus",
+    "or-and": "or_and",
+}  # fmt: skip
+ZERO_ONE = {
+    "sum-product": ("0.0", "1.0"), "max-plus": ('float("-inf")', "0.0"), "min-plus": ('float("inf")', "0.0"),
+    "log-plus": ('float("-inf")', "0.0"), "or-and": ("0.0", "1.0"),
+}  # fmt: skip
+
+
+class Ordered:
+    def __init__(self, space: Space, writer: Writer, products: Products, compute: str) -> None:
+        self.space, self.writer, self.products = space, writer, products
+        self.dtype = DTYPES[compute]
+        self._inverses: dict[str, str] = {}
+
+    def position(self, node: Position) -> Tile:
+        if node.axis not in self.space.order:
+            return Tile(self.writer.let(f"{self.space.index[node.axis]}.to({self.dtype})"))
+        return Tile(self.writer.let(f"{self.space.index[node.axis]}.to({self.dtype})"), (node.axis,))
+
+    def rename(self, node: Rename, tile: Tile) -> Tile:
+        names = dict(node.names)
+        axes = tuple(names.get(a, a) for a in tile.axes)
+        self._same_extent(tile.axes, axes)
+        order = self.space.ordered(axes)
+        return Tile(self.writer.let(permuted(tile.text, axes, order)), order, tile.truth)
+
+    def _same_extent(self, before: Sequence[AxisName], after: Sequence[AxisName]) -> None:
+        for a, b in zip(before, after, strict=True):
+            if self.space.extent[a] != self.space.extent.get(b):
+                raise unsupported("a renaming between axes that lie differently on the card")
+
+    # -- along one axis -----------------------------------------------------------------
+
+    def shift(self, node: Shift, tile: Tile) -> Tile:
+        if node.axis not in self.space.order:
+            raise unsupported("a shift along an axis that no tile has")
+        axes = self.space.ordered({*tile.axes, node.axis})
+        text = self._spread(tile, axes)
+        return Tile(self._moved(text, axes, node.axis, node.by, repr(float(node.fill))), axes)
+
+    def _moved(self, text: str, axes: tuple[AxisName, ...], axis: AxisName, by: int, fill: str) -> str:
+        """At position t the value of position t - ``by``, ``fill`` where there is none."""
+        at, dim = self.space.along(axis, axes), axes.index(axis)
+        last = f"({self.space.size(axis)} - 1)"
+        edge = f"({at} < {by})" if by > 0 else f"({at} > {last} - {-by})"
+        source = f"tl.maximum({at} - {by}, 0)" if by > 0 else f"tl.minimum({at} + {-by}, {last})"
+        index = self.writer.let(f"{source} + tl.zeros({self.space.shape(axes)}, tl.int32)")
+        moved = self.writer.let(f"tl.gather({text}, {index}, {dim})")
+        return self.writer.let(f"tl.where({edge}, {fill}, {moved})")
+
+    def scan(self, node: Scan, decay: Tile, arg: Tile) -> Tile:
+        if node.axis not in self.space.order:
+            raise unsupported("a scan along an axis that no tile has")
+        if node.rows:
+            return self._matrix_scan(node, decay, arg)
+        axes = self.space.ordered({*decay.axes, *arg.axes, node.axis})
+        self.products.fits(axes)
+        dim = axes.index(node.axis)
+        zero, one = ZERO_ONE[node.semiring]
+        decays, values = self._spread(decay, axes), self._spread(arg, axes)
+        if node.reverse:
+            inside = self.space.inside((node.axis,), axes)
+            if inside:
+                decays = self.writer.let(f"tl.where({inside}, {decays}, {one})")
+                values = self.writer.let(f"tl.where({inside}, {values}, {zero})")
+            decays, values = (self.writer.let(f"tl.flip({x}, {dim})") for x in (decays, values))
+        pair = f"tl.associative_scan(({decays}, {values}), {dim}, {COMBINE[node.semiring]})"
+        found = self.writer.let(f"{pair}[1]")
+        return Tile(self.writer.let(f"tl.flip({found}, {dim})") if node.reverse else found, axes)
+
+    def _matrix_scan(self, node: Scan, decay: Tile, arg: Tile) -> Tile:
+        """By doubling: h_t = A_t h_{t-s} + x_t for s = 1, 2, 4, ... steps at once."""
+        batch = {*decay.axes, *arg.axes} - {*node.rows, *node.cols}
+        whole = self.space.ordered({*batch, node.axis, *node.rows, *node.cols})
+        vector = self.space.ordered({*batch, node.axis, *node.rows})
+        self.products.fits(whole)
+        matrix, value = self._spread(decay, whole), Tile(self._spread(arg, vector), vector)
+        swap = dict(zip(node.rows, node.cols, strict=True)) | dict(zip(node.cols, node.rows, strict=True))
+        if node.transpose:
+            matrix = self._renamed(matrix, whole, swap)
+        power, by, sign = Tile(matrix, whole), 1, -1 if node.reverse else 1
+        while by < self.space.extent[node.axis]:
+            before = self._moved(value.text, vector, node.axis, sign * by, "0.0")
+            turned = self.space.ordered({swap.get(a, a) for a in vector})
+            operand = Tile(self._renamed(before, vector, swap), turned)
+            step = self._summed(power, operand, node.cols)
+            value = Tile(
+                self.writer.let(f"{value.text} + {seen(step.text, step.axes, vector)}"), vector
+            )
+            if 2 * by < self.space.extent[node.axis]:
+                power = self._squared(node, power, by * sign)
+            by *= 2
+        return value
+
+    def _squared(self, node: Scan, power: Tile, by: int) -> Tile:
+        """A_t A_{t-s}: entry by entry over one more axis, which is small."""
+        axes = power.axes
+        before = self._moved(power.text, axes, node.axis, by, "0.0")
+        inner = [self.space.sizes[a] for a in node.rows]
+        parts = []
+        for place in _places(inner):
+            column = self._picked(power, dict(zip(node.cols, place, strict=True)))
+            row = self._picked(Tile(before, axes), dict(zip(node.rows, place, strict=True)))
+            parts.append(self.products.product([column, row]).text)
+        return Tile(self.writer.let(" + ".join(parts)), axes)
+
+    def _picked(self, tile: Tile, place: dict[AxisName, int]) -> Tile:
+        axes, text = list(tile.axes), tile.text
+        for a, i in place.items():
+            here = seen(self.space.index[a], (a,), axes)
+            chosen = self.writer.let(f"tl.where({here} == {i}, {text}, 0.0)")
+            text = self.writer.let(f"tl.sum({chosen}, axis={axes.index(a)})")
+            axes.remove(a)
+        return Tile(text, tuple(axes))
+
+    def _renamed(self, text: str, axes: Sequence[AxisName], names: dict[AxisName, AxisName]) -> str:
+        new = tuple(names.get(a, a) for a in axes)
+        self._same_extent(axes, new)
+        return self.writer.let(permuted(text, new, self.space.ordered(new)))
+
+    def _summed(self, a: Tile, b: Tile, over: Sequence[AxisName]) -> Tile:
+        return self.products.total(self.products.product([a, b]), frozenset(over))
+
+    def _spread(self, tile: Tile, axes: tuple[AxisName, ...]) -> str:
+        self.products.fits(axes)
+        text = seen(tile.text, tile.axes, axes)
+        if tile.axes == axes:
+            return text
+        return self.writer.let(f"{text} + tl.zeros({self.space.shape(axes)}, {self.dtype})")
+
+    # -- triangular systems -------------------------------------------------------------
+
+    def solve(self, node: Solve, lower: Tile, arg: Tile) -> Tile:
+        rows, cols = node.rows, node.cols
+        batch = tuple(a for a in lower.axes if a not in (*rows, *cols))
+        if batch or any(a not in self.space.order for a in (*rows, *cols)):
+            raise unsupported("a triangular system for every entry of a tile")
+        size = self.space.volume(rows)
+        axes = self.space.ordered({*rows, *cols})
+        matrix = self._spread(lower, axes)
+        inside = self.space.inside({*rows, *cols}, axes)
+        matrix = self.writer.let(f"tl.where({inside}, {matrix}, 0.0)") if inside else matrix
+        flat = self._flat(permuted(matrix, axes, (*rows, *cols)), (rows, cols))
+        if flat not in self._inverses:
+            self._inverses[flat] = self._inverse(flat, size)
+        inverse = self._inverses[flat]
+        inverse = self.writer.let(f"tl.trans({inverse})") if node.transpose else inverse
+        if len(rows) > 1:
+            shape = self.space.shape((*rows, *cols))
+            inverse = self.writer.let(f"tl.reshape({inverse}, {shape})")
+        found = Tile(self.writer.let(permuted(inverse, (*rows, *cols), axes)), axes)
+        right = self.space.ordered({*arg.axes, *rows})
+        names = dict(zip(rows, cols, strict=True))
+        operand = Tile(
+            self._renamed(self._spread(arg, right), right, names),
+            self.space.ordered({names.get(a, a) for a in right}),
+        )
+        return self.products.summed([found, operand], frozenset(cols))
+
+    def _flat(self, text: str, groups: tuple[Sequence[AxisName], Sequence[AxisName]]) -> str:
+        if len(groups[0]) == 1:
+            return self.writer.let(text)
+        dims = ", ".join(str(self.space.volume(g)) for g in groups)
+        return self.writer.let(f"tl.reshape({text}, [{dims}])")
+
+    def _inverse(self, matrix: str, size: int) -> str:
+        """(I + matrix)^-1 of a strictly lower triangular [size, size] tile."""
+        let, block = self.writer.let, min(size, _BLOCK)
+        count = size // block
+        b, r = let(f"tl.arange(0, {count})"), let(f"tl.arange(0, {block})")
+        own = let(f"{b}[:, None, None, None] == {b}[None, None, :, None]")
+        four = let(f"tl.reshape({matrix}, [{count}, {block}, {count}, {block}])")
+        diagonal = let(f"tl.sum(tl.where({own}, {four}, 0.0), axis=2)")
+        eye = let(f"({r}[:, None] == {r}[None, :]).to({self.dtype})")
+        inverse = self.writer.variable(f"{eye}[None, :, :] + tl.zeros([{count}, {block}, {block}], {self.dtype})")
+        self.writer.open(f"for k in range(1, {block}):")
+        here = let(f"{r}[None, :, None] == k")
+        row = let(f"tl.sum(tl.where({here}, {diagonal}, 0.0), axis=1)")
+        update = let(f"tl.sum({row}[:, :, None] * {inverse}, axis=1)")
+        self.writer.line(f"{inverse} = tl.where({here}, {inverse} - {update}[:, None, :], {inverse})")
+        self.writer.close()
+        spread = let(f"tl.where({own}, {inverse}[:, :, None, :], 0.0)")
+        whole = let(f"tl.reshape({spread}, [{size}, {size}])")
+        i = let(f"tl.arange(0, {size})")
+        span = block
+        while span < size:
+            pair = f"({i}[:, None] // {2 * span} == {i}[None, :] // {2 * span})"
+            below = f"({i}[:, None] // {span} > {i}[None, :] // {span})"
+            off = let(f"tl.where({pair} & {below}, {matrix}, 0.0)")
+            inner = let(self._dot(off, whole))
+            whole = let(f"{whole} - {self._dot(whole, inner)}")
+            span *= 2
+        return whole
+
+    def _dot(self, a: str, b: str) -> str:
+        out = f", out_dtype={self.dtype}" if self.dtype == DTYPES["f64"] else ""
+        precision = self.products.dots if self.products.dots == "tf32" else "ieee"
+        return f'tl.dot({a}, {b}, input_precision="{precision}"{out})'
+
+
+def _places(sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = [()]
+    for n in sizes:
+        found = [(*p, i) for p in found for i in range(n)]
+    return found
+
+
+__all__ = ["COMBINE", "ZERO_ONE", "Ordered"]

@@ -1,0 +1,97 @@
+"""Calling a Triton kernel on tensors.
+
+Takes a ``TileKernel`` and, per call, tensors viewed as its operands say; leaves results in
+the tensors with the roles final and out.  The source becomes a module in the cache folder,
+named by its digest and published by one rename; Triton compiles it per device and keeps the
+binary in its own cache.  With TRITON_INTERPRET=1 it runs on tensors of the CPU.
+
+Refuses (DEVICE) where Triton is not installed, and (NO_TILES) what its compiler rejects.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenfuse.emit.triton import emit, timed
+from tenfuse.plan.tile import TileKernel
+from tenfuse.reasons import DEVICE, refuse
+from tenfuse.runtime.cache import root
+from tenfuse.step.program import AxisName
+
+_lock = threading.Lock()
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels run in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
+
+
+class TileLauncher:
+    """One kernel, loaded once, called many times and from any thread."""
+
+    def __init__(self, kernel: TileKernel) -> None:
+        self.kernel = kernel
+        self.source = emit(kernel)
+        self.function = load(self.source)
+        tiling, program = kernel.tiling, kernel.program
+        extent = dict(tiling.blocks)
+        self._over = [(a, 1) for a in tiling.grid] + [(a, extent[a]) for a in tiling.split]
+        self._sizes = dict(program.sizes)
+        self._dynamic = kernel.axes()
+        self._timed = [timed(kernel, o) for o in kernel.operands]
+
+    def __call__(
+        self, tensors: Sequence[torch.Tensor], steps: int, sizes: Mapping[AxisName, int] | None = None
+    ) -> None:
+        """Run ``steps`` steps; ``tensors`` stand in the order of ``kernel.operands``."""
+        known = {**self._sizes, **(sizes or {})}
+        instances = 1
+        for axis, extent in self._over:
+            instances *= -(-known[axis] // extent)
+        if not instances:
+            return
+        count = -(-steps // self.kernel.length)
+        strides = [s for x in tensors for s in x.stride()]
+        self._launch(tensors, instances, [*strides, *(known[a] for a in self._dynamic), steps, count])
+
+    def _launch(self, tensors: Sequence[torch.Tensor], instances: int, numbers: Sequence[int]) -> None:
+        tiling = self.kernel.tiling
+        self.function[(instances,)](*tensors, *numbers, num_warps=tiling.warps, num_stages=tiling.stages)
+
+
+@functools.cache
+def load(source: str) -> Any:
+    """The kernel of a module's text."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise refuse(DEVICE, "Triton is not installed: pip install 'tenfuse[gpu]'") from error
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    path = root() / f"tiles_{digest[:32]}.py"
+    with _lock:
+        if not path.exists() or path.read_text() != source:
+            _publish(path, source)
+    spec = importlib.util.spec_from_file_location(f"tenfuse_tiles_{digest[:32]}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.kernel
+
+
+def _publish(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+__all__ = ["TileLauncher", "interpreting", "load"]
