@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,10 @@ from tenfuse.capture.loop import Loop
 from tenfuse.capture.roll import Kept, find_loops
 from tenfuse.config import Options
 from tenfuse.emit.cpp import emit
-from tenfuse.plan.choose import ALGORITHMS, Choice, choose
+from tenfuse.plan.choose import ALGORITHMS, Choice, choose, sequential
 from tenfuse.plan.loop import LoopPlan
+from tenfuse.plan.stepped import candidates
+from tenfuse.plan.tiled import Stepped, TilePlan
 from tenfuse.reasons import DEVICE, INTERNAL, Refusal, Refused, refuse
 from tenfuse.report.registry import record
 from tenfuse.report.report import LoopReport, Report
@@ -36,7 +38,9 @@ from tenfuse.rewrite.splice import lower, splice
 from tenfuse.rewrite.tree import restore
 from tenfuse.runtime.compile import compiler
 from tenfuse.runtime.firstcall import checked
+from tenfuse.runtime import tiled
 from tenfuse.runtime.op import kernel_name, launches, prepare, product_role
+from tenfuse.runtime.tiles import interpreting
 from tenfuse.step.fission import split
 from tenfuse.step.normalize import normalize
 from tenfuse.step.reader import read
@@ -186,14 +190,14 @@ def _is_combine(node: fx.Node) -> bool:
 
 def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> tuple[Fused, Study | None]:
     """One loop through step, algebra, plan and assembly; raises ``Refused``."""
-    _check_target(loop, options)
+    language, dots = _target(loop, options)
     step = normalize(loop, _autocast(loop, gm))
     parts = split(step)
     core = read(step, parts) if step.live else None
     known = study(core, step.graph) if core is not None else None
-    fused = assemble(
-        loop, step, parts, core, _grads_on(loop, gm), options.chunk, functools.partial(_choose, known)
-    )
+    tiles = functools.partial(_tiles, known, dots, options.chunk) if language == "triton" else None
+    choose = functools.partial(_choose, known)
+    fused = assemble(loop, step, parts, core, _grads_on(loop, gm), options.chunk, choose, tiles)
     return fused, known
 
 
@@ -207,14 +211,46 @@ def _choose(known: Study | None, steps: int, gradients: bool) -> Choice:
     return choice
 
 
-def _check_target(loop: Loop, options: Options) -> None:
-    """Refuse what no emitter serves."""
-    if options.target == "triton":
-        raise refuse(DEVICE, "target='triton' has no emitter in this version; use 'auto' or 'cpp'")
-    for node in loop.body.graph.nodes:
-        value = node.meta.get("example_value")
-        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-            raise refuse(DEVICE, f"a tensor of the loop is on {value.device}")
+def _tiles(
+    known: Study | None, dots: str, chunk: int | str, steps: Any, gradients: bool
+) -> Iterator[tuple[Choice, Stepped, str]]:
+    """What kernels on tiles may run, best first."""
+    assert known is not None
+    length = None if chunk == "auto" else int(chunk)
+    count = steps if isinstance(steps, int) else None
+    proved = known.form in ALGORITHMS and known.certified(2, gradients)
+    recurrence = known.recurrence if proved else None
+    cost = sequential(known.program, count or 1, torch.get_num_threads())
+    for name, stepped in candidates(known.program, recurrence, count, known.steady, length):
+        yield Choice(name, cost), stepped, dots
+
+
+def _target(loop: Loop, options: Options) -> tuple[str, str]:
+    """The language of the kernels, and what their matrix products multiply; refuses what no emitter serves."""
+    values = [n.meta.get("example_value") for n in loop.body.graph.nodes]
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    devices = sorted({str(v.device) for v in tensors if v.dim() or v.device.type != "cpu"})
+    kinds = {v.device.type for v in tensors if v.dim() or v.device.type != "cpu"}
+    if len(devices) > 1:
+        raise refuse(DEVICE, f"the tensors of the loop are on {' and '.join(devices)}")
+    if kinds - {"cpu", "cuda"}:
+        raise refuse(DEVICE, f"a tensor of the loop is on {devices[0]}")
+    card = kinds == {"cuda"}
+    if options.target == "cpp" and card:
+        raise refuse(DEVICE, f"target='cpp' and a tensor of the loop is on {devices[0]}; use target='auto'")
+    if options.target == "triton" and not card and not interpreting():
+        raise refuse(
+            DEVICE, "target='triton' and the loop is on the CPU: set TRITON_INTERPRET=1, or use 'auto'"
+        )
+    if not card and options.target != "triton":
+        return "cpp", "ieee"
+    return "triton", _dots({v.dtype for v in tensors})
+
+
+def _dots(dtypes: set[torch.dtype]) -> str:
+    if torch.float32 in dtypes or torch.float64 in dtypes or not dtypes & {torch.bfloat16, torch.float16}:
+        return "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+    return "bf16" if torch.bfloat16 in dtypes else "tf32"
 
 
 def _nodes_before(loop: Loop, gm: fx.GraphModule) -> list[fx.Node]:
@@ -258,7 +294,18 @@ def _steps(loop: Loop) -> int:
 
 def _kernels(fused: Fused, build: bool) -> tuple[tuple[str, str, str], ...]:
     """Name, language and source of every kernel; compiled if ``build``."""
-    jobs = [(key, role, kernel) for key, plan in fused.plans.items() for role, kernel in _roles(plan).items()]
+    tiles = [(key, plan) for key, plan in fused.plans.items() if isinstance(plan, TilePlan)]
+    if tiles:
+        return tuple(
+            (kernel_name(key, role), "triton", tiled.prepare(kernel, key, role).source)
+            for key, plan in tiles for role, kernel in tiled.kernels(plan).items()
+        )  # fmt: skip
+    jobs = [
+        (key, role, kernel)
+        for key, plan in fused.plans.items()
+        if isinstance(plan, LoopPlan)
+        for role, kernel in _roles(plan).items()
+    ]
     if not jobs:
         return ()
     if build:
@@ -293,9 +340,9 @@ def _fused(
         return LoopReport.fused(
             loop.span, _steps(loop), form="map", algorithm="batched", evidence=tuple(evidence)
         )
-    normal = fused.choice.chunks is not None
     chunked = fused.choice.chunks is not None and fused.choice.chunks.length > 1
-    evidence += [told(known.split)] if prove or normal else []
+    chunked = chunked or any(isinstance(p, TilePlan) and p.length > 1 for p in fused.plans.values())
+    evidence += [told(known.split)] if prove or chunked or fused.choice.chunks is not None else []
     evidence += [told(known.chunk)] if chunked or (prove and known.form in ALGORITHMS) else []
     evidence += [told(known.adjoint)] if chunked and any(p.backward for p in fused.plans.values()) else []
     evidence += [f"ranges: {known.ranges}"] if known.ranges else []

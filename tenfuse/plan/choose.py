@@ -86,7 +86,7 @@ def choose(
     """
     one = sequential(program, steps, cores)
     alone = Choice("sequential", one)
-    if recurrence is None or program.dynamic or _cuts(program):
+    if recurrence is None or program.dynamic or cuts(program):
         return alone
     if recurrence.form not in ALGORITHMS:
         return _contained(alone, ChunkPlan(program, recurrence, 1), steps, cores)
@@ -115,7 +115,7 @@ def _contained(alone: Choice, plan: ChunkPlan, steps: int, cores: int) -> Choice
     return Choice(alone.algorithm, alone.cost, None, (CONTAINED, cost))
 
 
-def _cuts(program: StepProgram) -> bool:
+def cuts(program: StepProgram) -> bool:
     """Whether a gradient is cut: the chunk program is the same function, its gradient is not."""
     return any(isinstance(n, Pointwise) and n.fn == "cut" for n in program.nodes)
 
@@ -166,4 +166,4 @@ def _tasks(program: StepProgram) -> int:
     return max(1, -(-sizes[0] // _LANES) * math.prod(sizes[1:]))
 
 
-__all__ = ["ALGORITHMS", "Choice", "Cost", "choose"]
+__all__ = ["ALGORITHMS", "Choice", "Cost", "choose", "cuts"]

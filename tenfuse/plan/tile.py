@@ -54,6 +54,9 @@ class TileKernel:
     """Streams that are zero behind the end of time, not the last entry again."""
     within: int = -1
     """A stream that is no operand: whether a position lies before the end of time."""
+    shared: tuple[tuple[int, tuple[AxisName, ...]], ...] = ()
+    """Outputs of which every instance writes its part: (output, axes that are yet to be summed
+    over).  Such an output has these axes, one entry per block or instance, before its own."""
     dots: str = "ieee"
     """What products of matrices multiply: "ieee" or "tf32", or operands rounded to "bf16" or "f16"."""
 

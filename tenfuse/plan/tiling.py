@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tile import Tiling, padded
 from tenfuse.reasons import NO_TILES, refuse
-from tenfuse.step.program import AxisName, StepProgram, only_summed
+from tenfuse.step.program import AxisName, Contract, Pointwise, Solve, StepProgram, only_summed
 
 BUDGET = 4096
 """Entries of the largest tile that a block is chosen for."""
@@ -25,8 +25,14 @@ _LEAST = 16
 """The side of the smallest matrix that tensor cores take."""
 
 
-def tiling(program: StepProgram, operands: Collection[Operand], rows: tuple[AxisName, ...] = ()) -> Tiling:
-    parallel = program.parallel_axes()
+def tiling(
+    program: StepProgram,
+    operands: Collection[Operand],
+    rows: tuple[AxisName, ...] = (),
+    shared: frozenset[AxisName] = frozenset(),
+) -> Tiling:
+    """``shared`` axes are summed over by outputs only, and may be cut."""
+    parallel = program.parallel_axes() | shared
     mixed = [a for a in (*rows, *program.sizes) if a not in parallel or a in rows]
     mixed = list(dict.fromkeys(mixed))
     dynamic = sorted(set(mixed) & program.dynamic)
@@ -37,7 +43,7 @@ def tiling(program: StepProgram, operands: Collection[Operand], rows: tuple[Axis
     if inner > LARGEST:
         raise refuse(NO_TILES, f"a value of the step has {inner} entries per tile, more than {LARGEST}")
     free = [a for a in program.sizes if a in parallel and a not in rows]
-    wide = _vector(program, free, operands)
+    wide = _vector(program, free, operands, bool(mixed))
     blocks = [(a, extent[a]) for a in mixed]
     if wide is not None:
         room = max(BUDGET // _largest(program, extent, wide), 1)
@@ -51,9 +57,13 @@ def tiling(program: StepProgram, operands: Collection[Operand], rows: tuple[Axis
 
 
 def _vector(
-    program: StepProgram, free: Collection[AxisName], operands: Collection[Operand]
+    program: StepProgram, free: Collection[AxisName], operands: Collection[Operand], mixed: bool
 ) -> AxisName | None:
-    """The axis of blocks: adjacent in memory for most of what is read and written."""
+    """The axis of blocks: adjacent in memory for most of what is read and written.
+
+    Beside mixed axes not one for each of whose entries there is another matrix.
+    """
+    free = [a for a in free if not (mixed and _for_each(program, a))]
     if not free:
         return None
     weight: dict[AxisName, int] = dict.fromkeys(free, 0)
@@ -61,6 +71,20 @@ def _vector(
         if o.unit in weight:
             weight[o.unit] += math.prod(program.sizes[a] for a in o.axes)
     return max(free, key=lambda a: (weight[a], program.sizes[a]))
+
+
+def _for_each(program: StepProgram, axis: AxisName) -> bool:
+    """Whether a product of matrices, or a triangular system, is another one for each entry."""
+    axes = program.axes_of()
+    for node in program.nodes:
+        if isinstance(node, Solve) and axis in axes[node.lower]:
+            return True
+        if isinstance(node, Contract) and axis not in node.axes:
+            factor = program.nodes[node.arg]
+            args = factor.args if isinstance(factor, Pointwise) and factor.fn == "mul" else ()
+            if len(args) == 2 and all(axis in axes[a] and node.axes & axes[a] for a in args):
+                return True
+    return False
 
 
 def _largest(program: StepProgram, extent: Mapping[AxisName, int], with_axis: AxisName = "") -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tenfuse.capture.loop import Loop, Stream
 from tenfuse.plan.choose import Choice
 from tenfuse.plan.loop import Examples, LoopPlan, Wanted, plan
+from tenfuse.plan.tiled import Stepped, TilePlan, tile_plan
 from tenfuse.reasons import NOT_BATCHABLE, Refused, refuse
 from tenfuse.rewrite.chunked import Chunked, whole_pieces
 from tenfuse.runtime.op import register
@@ -35,6 +36,11 @@ Chooser = Callable[[int, bool], Choice]
 gradients are wanted."""
 
 
+Tiles = Callable[[Any, bool], Iterator[tuple[Choice, Stepped, str]]]
+"""The same for kernels on tiles: candidates, best first, and what their matrix products multiply.
+The number of steps may be symbolic."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Fused:
     """``module`` replaces the loop; ``plans``, by key, are those of the kernels it launches.
@@ -43,7 +49,7 @@ class Fused:
     """
 
     module: fx.GraphModule
-    plans: dict[str, LoopPlan]
+    plans: dict[str, LoopPlan | TilePlan]
     choice: Choice | None
 
 
@@ -117,12 +123,14 @@ def assemble(
     grads: bool,
     chunk: int | str,
     chooser: Chooser,
+    tiles: Tiles | None = None,
 ) -> Fused:
     """The graph that replaces ``loop``.
 
-    ``grads`` says whether gradients may flow at all; ``chooser`` picks the algorithm.
+    ``grads`` says whether gradients may flow at all; ``chooser`` picks the algorithm, or
+    ``tiles`` those of kernels on tiles.
     """
-    maker = _Assembly(loop, step, parts, core, grads, None if chunk == "auto" else int(chunk), chooser)
+    maker = _Assembly(loop, step, parts, core, grads, None if chunk == "auto" else int(chunk), chooser, tiles)
     try:
         return maker.trace()
     except Refused:
@@ -143,11 +151,12 @@ class _Assembly:
         grads: bool,
         chunk: int | None,
         chooser: Chooser,
+        tiles: Tiles | None,
     ) -> None:
         self.loop, self.step, self.parts, self.core, self.chunk = loop, step, parts, core, chunk
-        self.chooser = chooser
+        self.chooser, self.tiles = chooser, tiles
         self.runner = _Runner(step.graph)
-        self.plans: dict[str, LoopPlan] = {}
+        self.plans: dict[str, LoopPlan | TilePlan] = {}
         self.choice: Choice | None = None
         holders = [n for n in loop.body.graph.nodes if n.op == "placeholder"]
         self.bodies = [_value(h) for h in holders]
@@ -316,13 +325,16 @@ class _Assembly:
             _positioned(core.invariants, constant_nodes),
             _positioned(core.outs, export_nodes),
         )
+        examples = Examples(inits, streams, invariants, exports, _wide(self.parts))
+        if self.tiles is not None:
+            last, outs = self._tiled(placed, examples, wanted, steps)
+            return dict(zip(live, last, strict=True)), dict(zip(export_nodes, outs, strict=True))
         whole = isinstance(steps, int) and self.chunk is None and whole_pieces(placed, exports, inits)
         self.choice = self.chooser(steps if whole else 0, wanted.any)
-        examples = Examples(inits, streams, invariants, exports, _wide(self.parts))
         if self.choice.chunks is not None:
             run = Chunked(placed, self.choice.chunks, examples, wanted, self.loop.reverse)
             last, outs = run.run(steps)
-            self.plans = run.plans
+            self.plans = dict(run.plans)
         else:
             last, outs = self._sequential(placed, examples, wanted, steps)
         return dict(zip(live, last, strict=True)), dict(zip(export_nodes, outs, strict=True))
@@ -333,6 +345,29 @@ class _Assembly:
         """One kernel over all steps."""
         places = (placed.carries, placed.streams, placed.invariants, placed.outs)
         made = plan(placed.program, places, given, wanted, self.loop.reverse, self.chunk)
+        return self._launched(made, given, wanted, steps)
+
+    def _tiled(
+        self, placed: Step, given: Examples, wanted: Wanted, steps: Any
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """One kernel on tiles: the first candidate that has one."""
+        assert self.tiles is not None
+        places = (placed.carries, placed.streams, placed.invariants, placed.outs)
+        base = plan(placed.program, places, given, wanted, self.loop.reverse)
+        last: Refused | None = None
+        for self.choice, stepped, dots in self.tiles(steps, wanted.any):
+            try:
+                made = tile_plan(base, stepped, dots)
+            except Refused as refused:
+                last = refused
+                continue
+            return self._launched(made, given, wanted, steps)
+        assert last is not None
+        raise last
+
+    def _launched(
+        self, made: LoopPlan | TilePlan, given: Examples, wanted: Wanted, steps: Any
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         key = register(made)
         self.plans = {key: made}
         found = torch.ops.tenfuse.loop(

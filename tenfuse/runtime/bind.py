@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 
 from tenfuse.plan.kernel import Kernel
 from tenfuse.plan.loop import Layout, LoopPlan
+from tenfuse.plan.tiled import TilePlan
 from tenfuse.runtime.launch import DTYPES, Launcher
 from tenfuse.step.program import AxisName
 from tenfuse.step.reader import Placed
@@ -26,6 +27,7 @@ Bound = dict[tuple[str, int], torch.Tensor]
 Groups = dict[str, Sequence[torch.Tensor]]
 
 _plans: dict[str, LoopPlan] = {}
+_tiled: dict[str, TilePlan] = {}
 _launchers: dict[tuple[str, str, int], Launcher] = {}
 """By plan, role and number of operands: a kernel that also saves states has more of them."""
 _lock = threading.Lock()
@@ -33,11 +35,19 @@ launches: Counter[str] = Counter()
 """Launches of every kernel by its name."""
 
 
-def register(plan: LoopPlan) -> str:
+def register(plan: LoopPlan | TilePlan) -> str:
     """Make ``plan`` known to the operator; the key to call it with."""
     key = plan.key()
+    if isinstance(plan, TilePlan):
+        _tiled.setdefault(key, plan)
+        plan = plan.base
     _plans.setdefault(key, plan)
     return key
+
+
+def tiles_of(key: str) -> TilePlan | None:
+    """The plan on tiles, where the loop has one; ``plan_of`` is then only its layout."""
+    return _tiled.get(key)
 
 
 def kernel_name(key: str, role: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tenfuse.plan.loop import LoopPlan
+from tenfuse.runtime import tiled
 from tenfuse.runtime.backward import gradients, run_backward
 from tenfuse.runtime.bind import (
     Groups,
@@ -30,6 +31,7 @@ from tenfuse.runtime.bind import (
     run,
     saved,
     sizes_of,
+    tiles_of,
     viewed,
 )
 from tenfuse.runtime.pages import advise
@@ -54,6 +56,9 @@ _MOST = 256
 def _loop(
     carries: Any, streams: Any, invariants: Any, steps: int, key: str, save: bool
 ) -> list[torch.Tensor]:
+    tiles = tiles_of(key)
+    if tiles is not None:
+        return tiled.run_forward(tiles, key, grouped(carries, streams, invariants), steps, save)
     tensors = [*carries, *streams, *invariants]
     which = signature(key, save, steps, tensors)
     known = _REPLAYS.get(which)
@@ -113,7 +118,9 @@ def _sources(plan: LoopPlan, groups: Groups) -> dict[tuple[str, int], int]:
 def _loop_fake(
     carries: Any, streams: Any, invariants: Any, steps: Any, key: str, save: bool
 ) -> list[torch.Tensor]:
-    plan, groups = plan_of(key), grouped(carries, streams, invariants)
+    plan, tiles, groups = plan_of(key), tiles_of(key), grouped(carries, streams, invariants)
+    if tiles is not None:
+        return [x for group in tiled.results(tiles, groups, steps, save) for x in group]
     sizes = all_sizes(plan, sizes_of(plan, groups))
     finals, exports, saves = allocate(plan, groups, steps, save, sizes)
     return [*finals, *exports, *saves]
@@ -124,6 +131,16 @@ def _loop_backward_fake(
 ) -> list[torch.Tensor]:
     out = gradients(plan_of(key), grouped(carries, streams, invariants))
     return [g for group in out for g in group if g is not None]
+
+
+def _loop_backward(
+    grads: Any, carries: Any, streams: Any, invariants: Any, saves: Any, steps: int, key: str
+) -> list[torch.Tensor]:
+    tiles = tiles_of(key)
+    if tiles is not None:
+        groups = grouped(carries, streams, invariants)
+        return tiled.run_backward(tiles, key, grads, groups, saves, steps)
+    return run_backward(grads, carries, streams, invariants, saves, steps, key)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -179,8 +196,9 @@ def _no_second(ctx: Any, *grads: Any) -> Any:
 
 
 def _install() -> None:
-    _LIB.impl("loop", _loop, "CPU")
-    _LIB.impl("loop_backward", run_backward, "CPU")
+    for device in ("CPU", "CUDA"):
+        _LIB.impl("loop", _loop, device)
+        _LIB.impl("loop_backward", _loop_backward, device)
     torch.library.register_fake("tenfuse::loop", _loop_fake, lib=_LIB)
     torch.library.register_fake("tenfuse::loop_backward", _loop_backward_fake, lib=_LIB)
     torch.library.register_autograd("tenfuse::loop", _derivative, setup_context=_setup, lib=_LIB)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from tenfuse.reasons import NO_TILES, refuse
 
-PREAMBLE = '''
+PREAMBLE = """
 @triton.jit
 def expm1(x):
     # Kahan: the rounding of exp(x) cancels in the quotient (Higham 2002, section 1.14.1).
@@ -148,7 +148,7 @@ def log_plus(a1, b1, a2, b2):
 @triton.jit
 def or_and(a1, b1, a2, b2):
     return lowest(a1, a2), highest(lowest(a2, b1), b2)
-'''
+"""
 
 _CALLS = {
     "exp": "tl.exp", "exp2": "tl.exp2", "expm1": "expm1", "log": "tl.log", "log2": "tl.log2",

@@ -42,8 +42,11 @@ class _Emitter:
         self.dtype = DTYPES[kernel.compute]
         self.place = {(o.role, o.index): i for i, o in enumerate(kernel.operands)}
         self.carried: dict[int, str] = {}
-        self.values = Values(kernel.program, self.space, self.writer, kernel.compute, kernel.dots, self._entering)
-        self.axes_of = kernel.program.axes_of()
+        self.values = Values(
+            kernel.program, self.space, self.writer, kernel.compute, kernel.dots, self._entering
+        )
+        self.parts_of = dict(kernel.shared)
+        self.shared = sorted({a for _, axes in kernel.shared for a in axes})
         self.with_rows = {
             ("stream", n.index) for n in kernel.program.nodes
             if isinstance(n, Input) and n.kind == "stream" and set(kernel.rows) & set(n.axes)
@@ -137,6 +140,8 @@ class _Emitter:
             return Tile(self.writer.let(permuted(text, renamed, order)), order)
         if node.kind == "stream" and node.index == self.kernel.within:
             return Tile(self.writer.let("(r < steps)"), self._rows, True)
+        if node.kind == "first":
+            return Tile(self.writer.let(" & ".join(f"({self._part(a)} == 0)" for a in self.shared)), (), True)
         role = "constant" if node.kind == "invariant" else node.kind
         operand = self._operand(role, node.index)
         return Tile(self.writer.let(self._load(operand, node.axes)), self.space.ordered(node.axes))
@@ -150,9 +155,13 @@ class _Emitter:
             masks += [seen("(r < steps)", self._rows, own)] if operand.index in self.kernel.zero else []
         guard = f", mask={' & '.join(masks)}, other=0" if masks else ""
         text = f"tl.load({pointer}{guard}).to({self.dtype})"
-        return text if not own else f"{text} + tl.zeros({self.space.shape(own)}, {self.dtype})" if (
-            operand.role == "init"
-        ) else text
+        return (
+            text
+            if not own
+            else f"{text} + tl.zeros({self.space.shape(own)}, {self.dtype})"
+            if (operand.role == "init")
+            else text
+        )
 
     def _store(self, place: int, axes: Sequence[AxisName], value: str) -> None:
         pointer, masks = self._address(place, axes, storing=True)
@@ -164,18 +173,26 @@ class _Emitter:
 
     def _address(self, place: int, axes: Sequence[AxisName], storing: bool = False) -> tuple[str, list[str]]:
         operand, own = self.kernel.operands[place], self.space.ordered(axes)
-        kernel, parts = self.kernel, [f"p{place}"]
+        kernel, parts, lead = self.kernel, [f"p{place}"], 0
         if timed(kernel, operand):
             if (operand.role, operand.index) in self.with_rows:
                 name = "r_m" if storing or operand.index in kernel.zero else "last_m"
                 parts.append(f"{seen(name, self._rows, own)} * s{place}_t")
             else:
                 parts.append(("n.to(tl.int64)" if kernel.rows else "t") + f" * s{place}_t")
+        if operand.role == "out" and operand.index in self.parts_of:
+            for axis in self.parts_of[operand.index]:
+                parts.append(f"{self._part(axis)} * s{place}_{lead}")
+                lead += 1
         rest = [a for a in axes if not (a in kernel.rows and (operand.role, operand.index) in self.with_rows)]
-        for d, axis in enumerate(rest):
+        for d, axis in enumerate(rest, lead):
             parts.append(f"{self.space.along(axis, own)} * s{place}_{d}")
         inside = self.space.inside(rest, own)
         return " + ".join(parts), [inside] if inside else []
+
+    def _part(self, axis: AxisName) -> str:
+        """Which part of a shared axis an instance holds."""
+        return f"b{self.space.order[axis]}" if axis in self.space.order else self.space.index[axis]
 
     # -- the step -----------------------------------------------------------------------
 

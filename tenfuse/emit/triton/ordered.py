@@ -107,9 +107,7 @@ class Ordered:
             turned = self.space.ordered({swap.get(a, a) for a in vector})
             operand = Tile(self._renamed(before, vector, swap), turned)
             step = self._summed(power, operand, node.cols)
-            value = Tile(
-                self.writer.let(f"{value.text} + {seen(step.text, step.axes, vector)}"), vector
-            )
+            value = Tile(self.writer.let(f"{value.text} + {seen(step.text, step.axes, vector)}"), vector)
             if 2 * by < self.space.extent[node.axis]:
                 power = self._squared(node, power, by * sign)
             by *= 2
@@ -195,7 +193,9 @@ class Ordered:
         four = let(f"tl.reshape({matrix}, [{count}, {block}, {count}, {block}])")
         diagonal = let(f"tl.sum(tl.where({own}, {four}, 0.0), axis=2)")
         eye = let(f"({r}[:, None] == {r}[None, :]).to({self.dtype})")
-        inverse = self.writer.variable(f"{eye}[None, :, :] + tl.zeros([{count}, {block}, {block}], {self.dtype})")
+        inverse = self.writer.variable(
+            f"{eye}[None, :, :] + tl.zeros([{count}, {block}, {block}], {self.dtype})"
+        )
         self.writer.open(f"for k in range(1, {block}):")
         here = let(f"{r}[None, :, None] == k")
         row = let(f"tl.sum(tl.where({here}, {diagonal}, 0.0), axis=1)")

@@ -46,8 +46,14 @@ class Products:
         missing = over - set(union)
         if missing:
             count = " * ".join(self.space.size(a) for a in sorted(missing))
-            factors = [*factors, Tile(f"({count}).to({DTYPES[self.compute]})" if missing & self.space.dynamic
-                                      else f"{float(math.prod(self.space.sizes[a] for a in missing))}")]
+            factors = [
+                *factors,
+                Tile(
+                    f"({count}).to({DTYPES[self.compute]})"
+                    if missing & self.space.dynamic
+                    else f"{float(math.prod(self.space.sizes[a] for a in missing))}"
+                ),
+            ]
             over = over & set(union)
         if not over:
             return self.product(factors)
@@ -76,8 +82,10 @@ class Products:
         axes = list(tile.axes)
         for a in sorted(over, key=axes.index, reverse=True):
             dim = axes.index(a)
-            call = f"tl.sum({text}, axis={dim})" if op == "sum" else (
-                f"tl.reduce({text}, {dim}, {'highest' if op == 'max' else 'lowest'})"
+            call = (
+                f"tl.sum({text}, axis={dim})"
+                if op == "sum"
+                else (f"tl.reduce({text}, {dim}, {'highest' if op == 'max' else 'lowest'})")
             )
             text = self.writer.let(call)
             axes.remove(a)
@@ -133,7 +141,9 @@ class Products:
     def _roles(self, left: Sequence[Tile], right: Sequence[Tile], over: frozenset[AxisName]) -> _Roles | None:
         a, b = ({x for f in side for x in f.axes} for side in (left, right))
         ordered, volume = self.space.ordered, self.space.volume
-        roles = _Roles(ordered((a & b) - over), ordered(a - b - over), ordered(b - a - over), ordered(a & b & over))
+        roles = _Roles(
+            ordered((a & b) - over), ordered(a - b - over), ordered(b - a - over), ordered(a & b & over)
+        )
         if over - (a & b) or len(roles.batch) > 1:
             return None
         if max(volume(a), volume(b)) > LARGEST or volume({*a, *b} - over) > LARGEST:
