@@ -10,6 +10,7 @@ added by the first block only: it is multiplied by the input "first".
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from tenfuse.step.program import (
     AxisName,
@@ -41,29 +42,23 @@ class Partial:
     program: StepProgram
     outs: tuple[tuple[AxisName, ...], ...]
 
-    @property
-    def axes(self) -> frozenset[AxisName]:
-        return frozenset(a for out in self.outs for a in out)
 
-
-def partial(program: StepProgram) -> Partial:
-    """Every axis shared that can be."""
+def shareable(program: StepProgram) -> frozenset[AxisName]:
+    """The axes of carries that outputs sum over, linearly, and no state is mixed along."""
     core = prune(dataclasses.replace(program, outs=()))
-    wanted = core.parallel_axes() - program.parallel_axes() if core.carries else frozenset()
-    marks: dict[AxisName, set[Ref]] = {}
-    for axis in sorted(wanted & _summed(program)):
-        found = _linear(program, axis)
-        if found is not None:
-            marks[axis] = found
+    carried = {a for c in core.carries for a in c.axes}
+    wanted = (core.parallel_axes() & carried) - program.parallel_axes()
+    return frozenset(a for a in sorted(wanted) if _linear(program, a) is not None)
+
+
+def partial(program: StepProgram, shared: Collection[AxisName]) -> Partial:
+    """``program`` with the axes ``shared``, which must be ``shareable``, cut."""
+    marks = {a: _linear(program, a) or set() for a in shared}
     once = {a: _beside(program, found) for a, found in marks.items()}
     outs = tuple(
         tuple(a for a in sorted(marks) if out.ref in marks[a]) for out in program.outs
     )  # fmt: skip
     return Partial(_guarded(program, once), outs)
-
-
-def _summed(program: StepProgram) -> set[AxisName]:
-    return {a for n in program.nodes if isinstance(n, Contract) for a in n.axes}
 
 
 def _linear(program: StepProgram, axis: AxisName) -> set[Ref] | None:
@@ -82,7 +77,9 @@ def _linear(program: StepProgram, axis: AxisName) -> set[Ref] | None:
                 return None
             found.add(i)
     mixed = {a for n in program.nodes if not isinstance(n, (Contract, Pointwise)) for a in _names(n)}
-    carried = {a for c in program.carries for p, q in zip(c.axes, c.next_axes, strict=True) if p != q for a in (p, q)}
+    carried = {
+        a for c in program.carries for p, q in zip(c.axes, c.next_axes, strict=True) if p != q for a in (p, q)
+    }
     if axis in mixed | carried or any(c.next in found for c in program.carries):
         return None
     return found
@@ -149,4 +146,4 @@ def _guarded(program: StepProgram, once: dict[AxisName, set[tuple[Ref, Ref]]]) -
     return made
 
 
-__all__ = ["FIRST", "Partial", "partial"]
+__all__ = ["FIRST", "Partial", "partial", "shareable"]

@@ -14,7 +14,7 @@ import hashlib
 from tenfuse.plan.keep import keeping, reading_kept
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.loop import FORMAT, LoopPlan, canonical
-from tenfuse.plan.partial import partial
+from tenfuse.plan.partial import partial, shareable
 from tenfuse.plan.tile import TileKernel
 from tenfuse.plan.tiling import tiling
 from tenfuse.step.adjoint import Adjoint, adjoint
@@ -91,7 +91,8 @@ class _Planner:
         return [i for i, p in enumerate(getattr(self.base, group)) if marks[p.source]]
 
     def _kernel(self, program: StepProgram, operands: tuple[Operand, ...], backward: bool) -> TileKernel:
-        found = partial(program)
+        lies = tiling(program, operands, self.rows, shareable(program))
+        found = partial(program, set(lies.split) - program.parallel_axes())
         program = found.program
         shared = tuple((j, axes) for j, axes in enumerate(found.outs) if axes)
         operands = tuple(
@@ -101,7 +102,7 @@ class _Planner:
         zero = frozenset(range(self.given, self.given + len(self.program.outs))) if backward else frozenset()
         chunked = bool(self.rows)
         return TileKernel(
-            program, operands, tiling(program, operands, self.rows, found.axes), self.compute,
+            program, operands, lies, self.compute,
             descending=backward if chunked else backward != self.reverse,
             flipped=chunked and self.reverse,
             rows=self.rows, zero=zero, within=self.stepped.within, shared=shared, dots=self.dots,
@@ -112,7 +113,7 @@ class _Planner:
     def _like(self, role: str, index: int, source: tuple[str, int], axes: tuple[AxisName, ...]) -> Operand:
         """An operand in the memory of another, its axes named ``axes`` and without positions."""
         known = self.known[source]
-        names = tuple(a for a in axes if a not in self.rows)
+        names = axes[len(axes) - len(known.axes) :]
         unit = None if known.unit is None else names[known.axes.index(known.unit)]
         return Operand(role, index, known.dtype, names, unit)
 

@@ -31,10 +31,13 @@ def tiling(
     rows: tuple[AxisName, ...] = (),
     shared: frozenset[AxisName] = frozenset(),
 ) -> Tiling:
-    """``shared`` axes are summed over by outputs only, and may be cut."""
-    parallel = program.parallel_axes() | shared
-    mixed = [a for a in (*rows, *program.sizes) if a not in parallel or a in rows]
-    mixed = list(dict.fromkeys(mixed))
+    """Of the ``shared`` axes, which only outputs sum over, one may be cut; the others are whole."""
+    parallel = program.parallel_axes()
+    free = [a for a in program.sizes if (a in parallel or a in shared) and a not in rows]
+    cut = _vector(program, free, operands, parallel)
+    mixed = [
+        a for a in dict.fromkeys((*rows, *program.sizes)) if a in rows or (a not in parallel and a != cut)
+    ]
     dynamic = sorted(set(mixed) & program.dynamic)
     if dynamic:
         raise refuse(NO_TILES, "an axis that the step sums over has a size that is only known at run time")
@@ -42,8 +45,7 @@ def tiling(
     inner = _largest(program, extent)
     if inner > LARGEST:
         raise refuse(NO_TILES, f"a value of the step has {inner} entries per tile, more than {LARGEST}")
-    free = [a for a in program.sizes if a in parallel and a not in rows]
-    wide = _vector(program, free, operands, bool(mixed))
+    wide = cut
     blocks = [(a, extent[a]) for a in mixed]
     if wide is not None:
         room = max(BUDGET // _largest(program, extent, wide), 1)
@@ -51,26 +53,29 @@ def tiling(
         block = max(block, min(_LEAST, padded(program.sizes[wide]))) if mixed else block
         blocks.append((wide, block))
         inner = max(inner, _largest(program, {**extent, wide: block}))
-    grid = tuple(a for a in free if a != wide)
+    grid = tuple(a for a in free if a != wide and a in parallel)
     warps = 1 if inner <= 512 else 2 if inner <= 1024 else 4 if inner <= 8192 else 8
     return Tiling(tuple(blocks), (wide,) if wide is not None else (), grid, warps)
 
 
 def _vector(
-    program: StepProgram, free: Collection[AxisName], operands: Collection[Operand], mixed: bool
+    program: StepProgram,
+    free: Collection[AxisName],
+    operands: Collection[Operand],
+    parallel: frozenset[AxisName],
 ) -> AxisName | None:
     """The axis of blocks: adjacent in memory for most of what is read and written.
 
     Beside mixed axes not one for each of whose entries there is another matrix.
     """
-    free = [a for a in free if not (mixed and _for_each(program, a))]
+    free = [a for a in free if not _for_each(program, a)]
     if not free:
         return None
     weight: dict[AxisName, int] = dict.fromkeys(free, 0)
     for o in operands:
         if o.unit in weight:
             weight[o.unit] += math.prod(program.sizes[a] for a in o.axes)
-    return max(free, key=lambda a: (weight[a], program.sizes[a]))
+    return max(free, key=lambda a: (weight[a], a in parallel, program.sizes[a]))
 
 
 def _for_each(program: StepProgram, axis: AxisName) -> bool:
@@ -82,7 +87,8 @@ def _for_each(program: StepProgram, axis: AxisName) -> bool:
         if isinstance(node, Contract) and axis not in node.axes:
             factor = program.nodes[node.arg]
             args = factor.args if isinstance(factor, Pointwise) and factor.fn == "mul" else ()
-            if len(args) == 2 and all(axis in axes[a] and node.axes & axes[a] for a in args):
+            own = [axes[a] - node.axes for a in args]
+            if len(own) == 2 and axis in own[0] & own[1] and own[0] - own[1] and own[1] - own[0]:
                 return True
     return False
 

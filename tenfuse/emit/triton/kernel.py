@@ -46,12 +46,13 @@ class _Emitter:
             kernel.program, self.space, self.writer, kernel.compute, kernel.dots, self._entering
         )
         self.parts_of = dict(kernel.shared)
+        self.ragged = kernel.within >= 0
         self.shared = sorted({a for _, axes in kernel.shared for a in axes})
         self.with_rows = {
             ("stream", n.index) for n in kernel.program.nodes
-            if isinstance(n, Input) and n.kind == "stream" and set(kernel.rows) & set(n.axes)
+            if isinstance(n, Input) and n.kind == "stream" and n.index != kernel.within
+            and len(n.axes) > len(kernel.operands[self.place["stream", n.index]].axes)
         }  # fmt: skip
-        self.with_rows -= {("stream", kernel.within)}
         self.with_rows |= {
             ("out", j) for j, o in enumerate(kernel.program.outs)
             if set(kernel.rows) & set(o.axes) and not o.accumulate
@@ -106,25 +107,29 @@ class _Emitter:
             writer.line(f"{space.index[axis]} = tl.arange(0, {extent}){start}")
 
     def _time(self) -> None:
-        """The iteration, and the times of its positions in memory."""
+        """Which iteration this is."""
         kernel, writer = self.kernel, self.writer
         writer.line("n = count - 1 - c" if kernel.descending else "n = c")
-        if not kernel.rows:
-            writer.line("t = n.to(tl.int64)")
-            return
-        rows = self._rows
-        unit, text = 1, ""
-        for axis in reversed(kernel.rows):
-            text = f"{self.space.along(axis, rows)} * {unit}" + (f" + {text}" if text else "")
-            unit *= self.program.sizes[axis]
-        writer.line(f"r = n.to(tl.int64) * {unit} + {text}")
-        writer.line("last = tl.minimum(r, steps - 1)")
-        for name in ("r", "last"):
-            writer.line(f"{name}_m = {'steps - 1 - ' if kernel.flipped else ''}{name}")
 
-    @property
-    def _rows(self) -> tuple[AxisName, ...]:
-        return self.space.ordered(self.kernel.rows)
+    def _position(self, axes: Sequence[AxisName], own: Sequence[AxisName], memory: bool, held: bool) -> str:
+        """The time at the positions ``axes``, over ``own``: in run order, or as it lies in memory.
+
+        ``held`` is never behind the end.
+        """
+        order = self.space.ordered(axes)
+        unit, text = 1, ""
+        for axis in reversed(axes):
+            text = f"{self.space.along(axis, order)} * {unit}" + (f" + {text}" if text else "")
+            unit *= self.space.sizes[axis]
+        found = self.writer.let(f"n.to(tl.int64) * {unit} + {text}")
+        if held and self.ragged:
+            found = self.writer.let(f"tl.minimum({found}, steps - 1)")
+        if memory and self.kernel.flipped:
+            found = self.writer.let(f"steps - 1 - {found}")
+        return seen(found, order, own)
+
+    def _before_end(self, axes: Sequence[AxisName], own: Sequence[AxisName]) -> list[str]:
+        return [f"({self._position(axes, own, False, False)} < steps)"] if self.ragged else []
 
     # -- memory -------------------------------------------------------------------------
 
@@ -139,7 +144,8 @@ class _Emitter:
             order = self.space.ordered(renamed)
             return Tile(self.writer.let(permuted(text, renamed, order)), order)
         if node.kind == "stream" and node.index == self.kernel.within:
-            return Tile(self.writer.let("(r < steps)"), self._rows, True)
+            order = self.space.ordered(node.axes)
+            return Tile(self.writer.let(self._before_end(node.axes, order)[0]), order, True)
         if node.kind == "first":
             return Tile(self.writer.let(" & ".join(f"({self._part(a)} == 0)" for a in self.shared)), (), True)
         role = "constant" if node.kind == "invariant" else node.kind
@@ -151,40 +157,46 @@ class _Emitter:
         pointer, masks = self._address(place, axes)
         own = self.space.ordered(axes)
         operand = self.kernel.operands[place]
-        if operand.role == "stream" and ("stream", operand.index) in self.with_rows:
-            masks += [seen("(r < steps)", self._rows, own)] if operand.index in self.kernel.zero else []
+        at = self._positions_of(operand, axes)
+        if at and operand.index in self.kernel.zero:
+            masks += self._before_end(at, own)
         guard = f", mask={' & '.join(masks)}, other=0" if masks else ""
         text = f"tl.load({pointer}{guard}).to({self.dtype})"
-        return (
-            text
-            if not own
-            else f"{text} + tl.zeros({self.space.shape(own)}, {self.dtype})"
-            if (operand.role == "init")
-            else text
-        )
+        if own and operand.role == "init":
+            return f"{text} + tl.zeros({self.space.shape(own)}, {self.dtype})"
+        return text
+
+    def _positions_of(self, operand: Operand, axes: Sequence[AxisName]) -> tuple[AxisName, ...]:
+        """Those of ``axes`` that are positions of an operand over time."""
+        if operand.role == "stream" and ("stream", operand.index) in self.with_rows:
+            return tuple(axes[: len(self.kernel.rows)])
+        if operand.role == "out" and ("out", operand.index) in self.with_rows:
+            return self.kernel.rows
+        return ()
 
     def _store(self, place: int, axes: Sequence[AxisName], value: str) -> None:
         pointer, masks = self._address(place, axes, storing=True)
         operand = self.kernel.operands[place]
-        if operand.role == "out" and ("out", operand.index) in self.with_rows:
-            masks.append(seen("(r < steps)", self._rows, self.space.ordered(axes)))
+        at = self._positions_of(operand, axes)
+        masks += self._before_end(at, self.space.ordered(axes)) if at else []
         guard = f", mask={' & '.join(masks)}" if masks else ""
         self.writer.line(f"tl.store({pointer}, {value}{guard})")
 
     def _address(self, place: int, axes: Sequence[AxisName], storing: bool = False) -> tuple[str, list[str]]:
         operand, own = self.kernel.operands[place], self.space.ordered(axes)
         kernel, parts, lead = self.kernel, [f"p{place}"], 0
+        at = self._positions_of(operand, axes)
         if timed(kernel, operand):
-            if (operand.role, operand.index) in self.with_rows:
-                name = "r_m" if storing or operand.index in kernel.zero else "last_m"
-                parts.append(f"{seen(name, self._rows, own)} * s{place}_t")
+            if at:
+                held = not storing and operand.index not in kernel.zero
+                parts.append(f"{self._position(at, own, True, held)} * s{place}_t")
             else:
-                parts.append(("n.to(tl.int64)" if kernel.rows else "t") + f" * s{place}_t")
+                parts.append(f"n.to(tl.int64) * s{place}_t")
         if operand.role == "out" and operand.index in self.parts_of:
             for axis in self.parts_of[operand.index]:
                 parts.append(f"{self._part(axis)} * s{place}_{lead}")
                 lead += 1
-        rest = [a for a in axes if not (a in kernel.rows and (operand.role, operand.index) in self.with_rows)]
+        rest = [a for a in axes if a not in at]
         for d, axis in enumerate(rest, lead):
             parts.append(f"{self.space.along(axis, own)} * s{place}_{d}")
         inside = self.space.inside(rest, own)
