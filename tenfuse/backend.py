@@ -60,9 +60,14 @@ class Outcome:
 
 @door.ours
 def tenfuse(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Any = None, **kwargs: Any
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Any = None,
+    mode: str | None = None,
+    **kwargs: Any,
 ) -> Callable[..., Any]:
-    """The backend of ``torch.compile(model, backend="tenfuse", options={...})``.
+    """The backend of ``torch.compile(model, backend="tenfuse", options={...})``, or ``mode=...``.
 
     Raises ``OptionError`` for an unknown option, and with ``strict`` whatever fails inside.
     """
@@ -76,24 +81,26 @@ def tenfuse(
         log.warning("tenfuse failed inside and left the graph to %s: %s", chosen.inner, error, exc_info=True)
         outcome = Outcome(gm, ())
     record(Report.of(outcome.loops), launches)
-    compiled = _inner(outcome.graph, example_inputs, chosen, **kwargs)
+    compiled = _inner(outcome.graph, example_inputs, chosen, mode)
     if chosen.validate == "off" or outcome.graph is gm:
         return compiled
     return checked(
-        compiled, restore(gm), outcome.graph, lambda: _inner(gm, example_inputs, chosen), chosen.strict
+        compiled, restore(gm), outcome.graph, lambda: _inner(gm, example_inputs, chosen, mode), chosen.strict
     )
 
 
 def _inner(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, **kwargs: Any
+    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, mode: str | None = None
 ) -> Callable[..., Any]:
-    """The inner compiler's callable for ``gm``."""
+    """The inner compiler's callable for ``gm``; ``mode`` is that of ``torch.compile``."""
     gm = restore(gm)
     if options.inner == "inductor":
+        from torch._inductor import list_mode_options
         from torch._inductor.compile_fx import compile_fx
 
         inductor: Any = compile_fx
-        return inductor(gm, list(example_inputs), config_patches=dict(options.inductor) or None)  # type: ignore[no-any-return]
+        patches = {**(list_mode_options(mode) if mode else {}), **dict(options.inductor)}
+        return inductor(gm, list(example_inputs), config_patches=patches or None)  # type: ignore[no-any-return]
     from torch._dynamo.backends.registry import lookup_backend
 
     compiled: Any = lookup_backend(options.inner)(gm, list(example_inputs))

@@ -29,6 +29,8 @@ from tenfuse.runtime.cache import root
 from tenfuse.step.program import AxisName
 
 _lock = threading.Lock()
+MOST = (1 << 31) - 1
+"""Instances that one launch can have."""
 
 
 def interpreting() -> bool:
@@ -53,20 +55,27 @@ class TileLauncher:
     def __call__(
         self, tensors: Sequence[torch.Tensor], steps: int, sizes: Mapping[AxisName, int] | None = None
     ) -> None:
-        """Run ``steps`` steps; ``tensors`` stand in the order of ``kernel.operands``."""
+        """Run ``steps`` steps; ``tensors`` stand in the order of ``kernel.operands``.
+
+        Allocates nothing and waits for nothing, so that a CUDA graph may record it.
+        """
         known = {**self._sizes, **(sizes or {})}
         instances = 1
         for axis, extent in self._over:
             instances *= -(-known[axis] // extent)
         if not instances:
             return
+        if instances > MOST:
+            raise ValueError(f"a fused loop has {instances} independent parts, more than a card can start")
         count = -(-steps // self.kernel.length)
         strides = [s for x in tensors for s in x.stride()]
         self._launch(tensors, instances, [*strides, *(known[a] for a in self._dynamic), steps, count])
 
     def _launch(self, tensors: Sequence[torch.Tensor], instances: int, numbers: Sequence[int]) -> None:
         tiling = self.kernel.tiling
-        self.function[(instances,)](*tensors, *numbers, num_warps=tiling.warps, num_stages=tiling.stages)
+        # The dispatcher sets no device, and Triton starts kernels on the current one.
+        with torch.cuda.device_of(tensors[0]):
+            self.function[(instances,)](*tensors, *numbers, num_warps=tiling.warps, num_stages=tiling.stages)
 
 
 @functools.cache
