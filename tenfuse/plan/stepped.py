@@ -52,7 +52,7 @@ def stepped(program: StepProgram, recurrence: Recurrence, length: int, ragged_en
     inner = _inner(made.program, frozenset(made.rows))
     if inner > max(ROOM, _inner(program, frozenset())):
         return None
-    return Stepped(made.program, made.rows, within)
+    return Stepped(made.program, made.rows, within, apart=recurrence.form in ("low-rank", "dense"))
 
 
 def _inner(program: StepProgram, rows: frozenset[str]) -> int:

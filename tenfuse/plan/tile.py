@@ -36,8 +36,8 @@ class TileKernel:
     """``compute`` ("f32" or "f64") is the dtype of state and arithmetic.
 
     Operands are those of ``Kernel``.  One that has the positions among its axes does not
-    list them: it is a tensor over time.  Others with the role stream or out have one entry
-    per iteration, as in ``Kernel``.
+    list them: it is a tensor over time.  Others with the role stream or out, and those
+    with the roles state, costate and cross, have one entry per iteration.
 
     ``descending`` runs from the last iteration to the first; ``flipped`` says that position 0
     of chunk 0 is the last entry in memory.
@@ -47,6 +47,8 @@ class TileKernel:
     operands: tuple[Operand, ...]
     tiling: Tiling
     compute: str = "f32"
+    parallel: bool = False
+    """Whether iterations do not depend on each other: then each has an instance of its own."""
     descending: bool = False
     flipped: bool = False
     rows: tuple[AxisName, ...] = ()

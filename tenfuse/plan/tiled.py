@@ -1,8 +1,9 @@
 """The plan of one fused loop on tiles: its kernels, and what they leave for one another.
 
 Takes the ``LoopPlan`` of a loop, which says where its tensors lie, and the program whose
-step its kernels run: the loop's own step, or a whole chunk of steps.  Leaves a ``TilePlan``.
-The states that the adjoint reads are written by the forward kernel at the start of every
+step its kernels run: the loop's own step, or a whole chunk of steps.  Leaves a ``TilePlan``:
+for each direction one pass, or several where a chunk has costly parts that do not wait for
+the state (see ``passes``).  The states that the adjoint reads are those at the start of every
 iteration: of every chunk, or of every step where a step is all that a kernel can run.
 """
 
@@ -11,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-from tenfuse.plan.keep import keeping, reading_kept
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.loop import FORMAT, LoopPlan, canonical
 from tenfuse.plan.partial import partial, shareable
+from tenfuse.plan.passes import Part, passes, whole
 from tenfuse.plan.tile import TileKernel
 from tenfuse.plan.tiling import tiling
 from tenfuse.step.adjoint import Adjoint, adjoint
@@ -31,11 +32,22 @@ class Stepped:
     program: StepProgram
     rows: tuple[AxisName, ...] = ()
     within: int = -1
+    apart: bool = False
+    """Whether costly parts that do not wait for the state get kernels of their own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """``names`` say what the kernel's outputs are, in order: ("out", j) of the whole program,
+    ("cross", m), ("state", i) or ("costate", i)."""
+
+    kernel: TileKernel
+    names: tuple[tuple[str, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class TileBackward:
-    kernel: TileKernel
+    passes: tuple[Pass, ...]
     adjoint: Adjoint
 
 
@@ -44,16 +56,15 @@ class TilePlan:
     """``base`` places the loop's tensors; its kernels are not used."""
 
     base: LoopPlan
-    forward: TileKernel
-    saving: TileKernel | None
-    """The forward kernel that also writes the ``kept`` carries, as streams over iterations."""
+    program: StepProgram
+    """Of one iteration."""
+    length: int
+    """Steps of one iteration."""
+    forward: tuple[Pass, ...]
+    saving: tuple[Pass, ...]
+    """The forward passes that also leave the states ``kept``."""
     kept: tuple[int, ...]
     backward: TileBackward | None
-
-    @property
-    def length(self) -> int:
-        """Steps of one iteration."""
-        return self.forward.length
 
     def key(self) -> str:
         """A name for the plan: equal plans have equal names."""
@@ -75,90 +86,98 @@ class _Planner:
         self.given = max(self.count, stepped.within + 1)
 
     def plan(self) -> TilePlan:
-        operands = self._forward_operands()
-        forward = self._kernel(self.program, operands, False)
-        if self.base.backward is None:
-            return TilePlan(self.base, forward, None, (), None)
-        back = adjoint(self.program, self._wanted("streams"), self._wanted("invariants"), self.given)
-        kept = tuple(back.program.inputs("state"))
-        first = len(self.program.outs)
-        states = tuple(self._state("out", first + n, i) for n, i in enumerate(kept))
-        saving = self._kernel(keeping(self.program, kept), (*operands, *states), False) if kept else forward
-        return TilePlan(self.base, forward, saving, kept, self._backward(back, kept))
+        back = None
+        if self.base.backward is not None:
+            back = adjoint(self.program, self._wanted("streams"), self._wanted("invariants"), self.given)
+        kept = tuple(back.program.inputs("state")) if back is not None else ()
+        forward = self._passes(self.program, "state", (), None)
+        saving = self._passes(self.program, "state", kept, None) if kept else forward
+        length = forward[0].kernel.length
+        found = TilePlan(self.base, self.program, length, forward, saving, kept, None)
+        if back is None:
+            return found
+        backward = TileBackward(self._passes(back.program, "costate", (), back), back)
+        return dataclasses.replace(found, backward=backward)
 
     def _wanted(self, group: str) -> list[int]:
         marks = getattr(self.base.wanted, group)
         return [i for i, p in enumerate(getattr(self.base, group)) if marks[p.source]]
 
-    def _kernel(self, program: StepProgram, operands: tuple[Operand, ...], backward: bool) -> TileKernel:
-        lies = tiling(program, operands, self.rows, shareable(program))
-        found = partial(program, set(lies.split) - program.parallel_axes())
-        program = found.program
-        shared = tuple((j, axes) for j, axes in enumerate(found.outs) if axes)
+    def _passes(
+        self, program: StepProgram, held: str, kept: tuple[int, ...], back: Adjoint | None
+    ) -> tuple[Pass, ...]:
+        split = passes if self.stepped.apart else whole
+        return tuple(self._pass(part, program, back) for part in split(program, held, kept))
+
+    def _pass(self, part: Part, full: StepProgram, back: Adjoint | None) -> Pass:
+        operands = self._operands(part, full, back)
+        lies = tiling(part.program, operands, self.rows, shareable(part.program))
+        found = partial(part.program, set(lies.split) - part.program.parallel_axes())
         operands = tuple(
             dataclasses.replace(o, axes=(*found.outs[o.index], *o.axes)) if o.role == "out" else o
             for o in operands
         )
-        zero = frozenset(range(self.given, self.given + len(self.program.outs))) if backward else frozenset()
         chunked = bool(self.rows)
-        return TileKernel(
-            program, operands, lies, self.compute,
-            descending=backward if chunked else backward != self.reverse,
+        kernel = TileKernel(
+            found.program, operands, lies, self.compute,
+            parallel=part.parallel,
+            descending=(back is not None) if chunked else (back is not None) != self.reverse,
             flipped=chunked and self.reverse,
-            rows=self.rows, zero=zero, within=self.stepped.within, shared=shared, dots=self.dots,
+            rows=self.rows,
+            zero=frozenset(range(self.given, self.given + len(self.program.outs))) if back else frozenset(),
+            within=self.stepped.within,
+            shared=tuple((j, axes) for j, axes in enumerate(found.outs) if axes),
+            dots=self.dots,
         )  # fmt: skip
+        return Pass(kernel, part.names)
 
     # -- operands -----------------------------------------------------------------------
+
+    def _operands(self, part: Part, full: StepProgram, back: Adjoint | None) -> tuple[Operand, ...]:
+        program = part.program
+        init = "init" if back is None else "final"
+        found = [self._like("init", i, (init, i), c.axes) for i, c in enumerate(program.carries)]
+        for i, axes in program.inputs("stream").items():
+            if i < self.count:
+                found.append(self._like("stream", i, ("stream", i), axes))
+            elif i != self.stepped.within:
+                found.append(self._like("stream", i, ("out", i - self.given), axes))
+        for i, axes in program.inputs("invariant").items():
+            found.append(self._like("constant", i, ("constant", i), axes))
+        for kind in ("state", "costate", "cross"):
+            found += [self._own(kind, i, axes) for i, axes in program.inputs(kind).items()]
+        carries = enumerate(program.carries)
+        found += [
+            self._like("final", i, ("final", i), c.axes if back is None else c.next_axes) for i, c in carries
+        ]
+        return (*found, *(self._out(j, name, program, back) for j, name in enumerate(part.names)))
+
+    def _out(self, j: int, name: tuple[str, int], program: StepProgram, back: Adjoint | None) -> Operand:
+        kind, index = name
+        axes = program.outs[j].axes
+        if kind != "out":
+            return self._own("out", j, axes)
+        if back is None:
+            return self._like("out", j, ("out", index), axes)
+        source = {out: i for i, out in back.streams.items()}
+        if index in source:
+            return self._like("out", j, ("stream", source[index]), axes)
+        timed = not back.program.outs[index].accumulate
+        return self._own("out", j, tuple(a for a in axes if not (timed and a in self.rows)))
 
     def _like(self, role: str, index: int, source: tuple[str, int], axes: tuple[AxisName, ...]) -> Operand:
         """An operand in the memory of another, its axes named ``axes`` and without positions."""
         known = self.known[source]
-        names = axes[len(axes) - len(known.axes) :]
+        names = (
+            tuple(a for a in axes if a not in self.rows)
+            if role == "out"
+            else axes[len(axes) - len(known.axes) :]
+        )
         unit = None if known.unit is None else names[known.axes.index(known.unit)]
         return Operand(role, index, known.dtype, names, unit)
 
-    def _state(self, role: str, index: int, carry: int) -> Operand:
-        axes = self.program.carries[carry].axes
+    def _own(self, role: str, index: int, axes: tuple[AxisName, ...]) -> Operand:
         return Operand(role, index, self.compute, axes, axes[-1] if axes else None)
 
-    def _entering(self, program: StepProgram) -> list[Operand]:
-        found = [
-            self._like("stream", i, ("stream", i), axes)
-            for i, axes in program.inputs("stream").items() if i < self.count
-        ]  # fmt: skip
-        return found + [
-            self._like("constant", i, ("constant", i), axes)
-            for i, axes in program.inputs("invariant").items()
-        ]
 
-    def _forward_operands(self) -> tuple[Operand, ...]:
-        program = self.program
-        carries = [(i, c.axes) for i, c in enumerate(program.carries)]
-        return (
-            *(self._like("init", i, ("init", i), axes) for i, axes in carries),
-            *self._entering(program),
-            *(self._like("final", i, ("final", i), axes) for i, axes in carries),
-            *(self._like("out", j, ("out", j), o.axes) for j, o in enumerate(program.outs)),
-        )
-
-    def _backward(self, back: Adjoint, kept: tuple[int, ...]) -> TileBackward:
-        first = self.given + len(self.program.outs)
-        program = reading_kept(back.program, {i: first + n for n, i in enumerate(kept)})
-        found = [self._like("init", i, ("final", i), c.axes) for i, c in enumerate(program.carries)]
-        found += self._entering(program)
-        for i, axes in program.inputs("stream").items():
-            if self.given <= i < first:
-                found.append(self._like("stream", i, ("out", i - self.given), axes))
-        found += [self._state("stream", first + n, i) for n, i in enumerate(kept)]
-        found += [self._like("final", i, ("final", i), c.next_axes) for i, c in enumerate(program.carries)]
-        source = {out: i for i, out in back.streams.items()}
-        for k, out in enumerate(program.outs):
-            if k in source:
-                found.append(self._like("out", k, ("stream", source[k]), out.axes))
-            else:
-                axes = out.axes if out.accumulate else tuple(a for a in out.axes if a not in self.rows)
-                found.append(Operand("out", k, self.compute, axes, axes[-1] if axes else None))
-        return TileBackward(self._kernel(program, tuple(found), True), back)
-
-
-__all__ = ["Stepped", "TileBackward", "TilePlan", "tile_plan"]
+__all__ = ["Pass", "Stepped", "TileBackward", "TilePlan", "tile_plan"]

@@ -7,12 +7,13 @@ Memory is allocated here and nowhere in a kernel; nothing waits for the device.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from tenfuse.plan.tile import TileKernel
-from tenfuse.plan.tiled import TilePlan
+from tenfuse.plan.tiled import Pass, TilePlan
 from tenfuse.runtime.backward import gradients
 from tenfuse.runtime.bind import (
     Bound,
@@ -47,19 +48,13 @@ def prepare(kernel: TileKernel, key: str, role: str) -> TileLauncher:
 
 def kernels(plan: TilePlan) -> dict[str, TileKernel]:
     """The kernels that calls launch, by role."""
-    if plan.backward is None or plan.saving is None:
-        return {"forward": plan.forward}
-    return {"saving": plan.saving, "backward": plan.backward.kernel}
+    found = dict(_roles("forward", plan.saving if plan.backward is not None else plan.forward))
+    return found | (dict(_roles("backward", plan.backward.passes)) if plan.backward is not None else {})
 
 
-def saves_of(
-    plan: TilePlan, steps: Any, sizes: dict[AxisName, Any], like: torch.Tensor
-) -> list[torch.Tensor]:
-    """Empty tensors for the states kept at the start of every iteration."""
-    specs, dtype = plan.forward.program.carries, DTYPES[plan.forward.compute]
-    # One more than needed: no size is then 1 at some lengths only, which would be a guard.
-    count = steps // plan.length + 2
-    return [like.new_empty([count, *(sizes[a] for a in specs[i].axes)], dtype=dtype) for i in plan.kept]
+def _roles(direction: str, passes: tuple[Pass, ...]) -> Iterable[tuple[str, TileKernel]]:
+    for n, one in enumerate(passes):
+        yield (direction if len(passes) == 1 else f"{direction}_{n + 1}"), one.kernel
 
 
 def results(plan: TilePlan, groups: Groups, steps: Any, save: bool) -> tuple[list[torch.Tensor], ...]:
@@ -67,7 +62,17 @@ def results(plan: TilePlan, groups: Groups, steps: Any, save: bool) -> tuple[lis
     sizes = _sizes(plan, groups)
     finals, exports, _ = allocate(plan.base, groups, steps, False, sizes)
     like = (*groups["carries"], *groups["streams"])[0]
-    return finals, exports, saves_of(plan, steps, sizes, like) if save else []
+    # One more than needed: no size is then 1 at some lengths only, which would be a guard.
+    count = steps // plan.length + 2
+    kept = plan.kept if save else ()
+    return finals, exports, [_states(plan, i, count, sizes, like) for i in kept]
+
+
+def _states(
+    plan: TilePlan, i: int, count: Any, sizes: dict[AxisName, Any], like: torch.Tensor
+) -> torch.Tensor:
+    shape = [count, *(sizes[a] for a in plan.program.carries[i].axes)]
+    return like.new_empty(shape, dtype=DTYPES[plan.base.forward.compute])
 
 
 def run_forward(plan: TilePlan, key: str, groups: Groups, steps: int, save: bool) -> list[torch.Tensor]:
@@ -80,9 +85,10 @@ def run_forward(plan: TilePlan, key: str, groups: Groups, steps: int, save: bool
     }
     bound |= {("final", i): viewed(finals[p.source], p, sizes, 0) for i, p in enumerate(base.carries)}
     bound |= {("out", j): viewed(exports[p.source], p, sizes, 1) for j, p in enumerate(base.outs)}
-    bound |= {("out", len(base.outs) + n): x for n, x in enumerate(saves)}
-    kernel = plan.saving if save and plan.saving is not None else plan.forward
-    _run(kernel, key, "saving" if kernel is not plan.forward else "forward", bound, steps, sizes)
+    bound |= {("state", i): x for i, x in zip(plan.kept, saves, strict=False)}
+    like = (*groups["carries"], *groups["streams"])[0]
+    passes = plan.saving if save else plan.forward
+    _Run(plan, key, "forward", steps, sizes, like).run(passes, bound)
     return [*finals, *exports, *saves]
 
 
@@ -90,76 +96,107 @@ def run_backward(
     plan: TilePlan, key: str, grads: Any, groups: Groups, saves: Any, steps: int
 ) -> list[torch.Tensor]:
     """What ``tenfuse::loop_backward`` returns."""
-    return _Backward(plan, key, groups, steps).run(grads, saves)
+    assert plan.backward is not None
+    base, sizes, back = plan.base, _sizes(plan, groups), plan.backward.adjoint
+    like = (*groups["carries"], *groups["streams"])[0]
+    found = carries, streams, invariants = gradients(base, groups)
+    finals, exports = grads[: len(carries)], grads[len(carries) :]
+    first = max(len(base.streams), plan.backward.passes[0].kernel.within + 1)
+    bound = enter(base, groups, sizes)
+    bound |= {("stream", first + j): viewed(exports[p.source], p, sizes, 1) for j, p in enumerate(base.outs)}
+    bound |= {("state", i): x for i, x in zip(plan.kept, saves, strict=True)}
+    bound |= {("init", i): viewed(finals[p.source], p, sizes, 0) for i, p in enumerate(base.carries)}
+    bound |= {("final", i): viewed(carries[p.source], p, sizes, 0) for i, p in enumerate(base.carries)}
+    for i, k in back.streams.items():
+        bound["out", k] = viewed(streams[base.streams[i].source], base.streams[i], sizes, 1)
+    run = _Run(plan, key, "backward", steps, sizes, like)
+    bound |= run.scratch(set(back.streams.values()))
+    run.run(plan.backward.passes, bound)
+    for i, terms in back.invariants.items():
+        into = viewed(invariants[base.invariants[i].source], base.invariants[i], sizes, 0)
+        for term in terms:
+            into.add_(run.term(term, bound, back.axes[i]))
+    return [g for group in found for g in group if g is not None]
 
 
-class _Backward:
-    def __init__(self, plan: TilePlan, key: str, groups: Groups, steps: int) -> None:
-        assert plan.backward is not None
-        self.plan, self.key, self.groups, self.steps = plan, key, groups, steps
-        self.base, self.back, self.kernel = plan.base, plan.backward.adjoint, plan.backward.kernel
-        self.sizes = _sizes(plan, groups)
-        self.like = (*groups["carries"], *groups["streams"])[0]
+class _Run:
+    """The passes of one direction of one call."""
+
+    def __init__(
+        self,
+        plan: TilePlan,
+        key: str,
+        direction: str,
+        steps: int,
+        sizes: dict[AxisName, Any],
+        like: torch.Tensor,
+    ) -> None:
+        self.plan, self.key, self.direction, self.steps = plan, key, direction, steps
+        self.sizes, self.like = sizes, like
+        self.dtype = DTYPES[plan.base.forward.compute]
         self.count = -(-steps // plan.length)
-        self.shared = dict(self.kernel.shared)
-        self.extent = dict(self.kernel.tiling.blocks)
+        self.rows = plan.forward[0].kernel.rows
 
-    def run(self, grads: Any, saves: Any) -> list[torch.Tensor]:
-        base, sizes = self.base, self.sizes
-        found = carries, streams, invariants = gradients(base, self.groups)
-        finals, exports = grads[: len(carries)], grads[len(carries) :]
-        bound = enter(base, self.groups, sizes)
-        first = max(len(base.streams), self.kernel.within + 1)
-        bound |= {
-            ("stream", first + j): viewed(exports[p.source], p, sizes, 1) for j, p in enumerate(base.outs)
-        }
-        bound |= {("stream", first + len(base.outs) + n): x for n, x in enumerate(saves)}
-        bound |= {("init", i): viewed(finals[p.source], p, sizes, 0) for i, p in enumerate(base.carries)}
-        bound |= {("final", i): viewed(carries[p.source], p, sizes, 0) for i, p in enumerate(base.carries)}
-        for i, k in self.back.streams.items():
-            place = base.streams[i]
-            bound["out", k] = viewed(streams[place.source], place, sizes, 1)
-        bound |= self._scratch()
-        parts = self._parts(bound)
-        launched = bound | {("out", k): x for k, x in parts.items()}
-        _run(self.kernel, self.key, "backward", launched, self.steps, sizes)
-        for k, x in parts.items():
-            lead = 0 if self.kernel.program.outs[k].accumulate else 1
-            torch.sum(x, list(range(lead, lead + len(self.shared[k]))), out=bound["out", k])
-        for i, terms in self.back.invariants.items():
-            place = base.invariants[i]
-            into = viewed(invariants[place.source], place, sizes, 0)
-            for term in terms:
-                into.add_(self._term(term, bound, self.back.axes[i]))
-        return [g for group in found for g in group if g is not None]
+    def run(self, passes: tuple[Pass, ...], bound: Bound) -> None:
+        for (role, kernel), one in zip(_roles(self.direction, passes), passes, strict=True):
+            tensors, sums = [], []
+            for operand in kernel.operands:
+                if operand.role == "out":
+                    made, into = self._output(one, operand.index, bound)
+                    tensors.append(made)
+                    sums += into
+                else:
+                    tensors.append(bound[operand.role, operand.index])
+            prepare(kernel, self.key, role)(tensors, self.steps, self.sizes)
+            count_launch(self.key, role)
+            for value, gone, total in sums:
+                torch.sum(value, gone, out=total)
 
-    def _scratch(self) -> Bound:
+    def _output(
+        self, one: Pass, j: int, bound: Bound
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, list[int], torch.Tensor]]]:
+        """Where a kernel writes output ``j``; and what is then summed up into where it belongs.
+
+        It writes parts where instances share an axis, or where iterations side by side write
+        what is a sum over time.
+        """
+        kernel, name = one.kernel, one.names[j]
+        spec = kernel.program.outs[j]
+        if name not in bound:
+            bound[name] = self.like.new_empty(
+                [self.count, *(self.sizes[a] for a in spec.axes)], dtype=self.dtype
+            )
+        whole, extent = bound[name], dict(kernel.tiling.blocks)
+        axes = dict(kernel.shared).get(j, ())
+        parts = [-(-self.sizes[a] // extent.get(a, 1)) for a in axes]
+        over_time = spec.accumulate and kernel.parallel
+        if not parts and not over_time:
+            return whole, []
+        lead = [self.count] if over_time else [] if spec.accumulate else [whole.shape[0]]
+        rest = whole.shape if spec.accumulate else whole.shape[1:]
+        made = whole.new_empty([*lead, *parts, *rest])
+        first = 0 if over_time or spec.accumulate else 1
+        return made, [(made, list(range(first, made.dim() - len(rest))), whole)]
+
+    def scratch(self, gradients: set[int]) -> Bound:
         """What the adjoint writes beside the gradients of streams: sums, and factors per step."""
-        own, found = set(self.back.streams.values()), {}
-        for k, out in enumerate(self.kernel.program.outs):
-            if k in own:
-                continue
-            shape = [self.sizes[a] for a in out.axes if out.accumulate or a not in self.kernel.rows]
-            lead = [] if out.accumulate else [self._lead(out.axes)]
-            found["out", k] = self.like.new_zeros([*lead, *shape], dtype=DTYPES[self.kernel.compute])
-        return found
-
-    def _parts(self, bound: Bound) -> dict[int, torch.Tensor]:
-        """Memory for the parts of outputs that instances share."""
+        assert self.plan.backward is not None
         found = {}
-        for k, axes in self.shared.items():
-            like = bound["out", k]
-            lead = [] if self.kernel.program.outs[k].accumulate else [like.shape[0]]
-            parts = [-(-self.sizes[a] // self.extent.get(a, 1)) for a in axes]
-            found[k] = like.new_empty([*lead, *parts, *like.shape[len(lead) :]])
+        for k, out in enumerate(self.plan.backward.adjoint.program.outs):
+            if k in gradients:
+                continue
+            shape = [self.sizes[a] for a in out.axes if out.accumulate or a not in self.rows]
+            lead = [] if out.accumulate else [self._lead(out.axes)]
+            found["out", k] = self.like.new_zeros([*lead, *shape], dtype=self.dtype)
         return found
 
     def _lead(self, axes: tuple[AxisName, ...]) -> int:
-        return self.count * (self.plan.length if set(axes) & set(self.kernel.rows) else 1)
+        return self.count * (self.plan.length if set(axes) & set(self.rows) else 1)
 
-    def _term(self, term: Summed | Product, bound: Bound, axes: tuple[AxisName, ...]) -> torch.Tensor:
+    def term(self, term: Summed | Product, bound: Bound, axes: tuple[AxisName, ...]) -> torch.Tensor:
         """One term of an invariant's gradient, over ``axes``."""
-        outs = self.kernel.program.outs
+        assert self.plan.backward is not None
+        outs = self.plan.backward.adjoint.program.outs
         if isinstance(term, Summed):
             own, value = outs[term.out].axes, bound["out", term.out]
             gone = [n for n, a in enumerate(own) if a not in axes]
@@ -173,30 +210,19 @@ class _Backward:
         self, value: torch.Tensor, axes: tuple[AxisName, ...]
     ) -> tuple[torch.Tensor, tuple[AxisName, ...]]:
         """One factor with iterations first, then its positions, then its other axes."""
-        rows = self.kernel.rows
-        rest = tuple(a for a in axes if a not in rows)
-        if not set(axes) & set(rows):
+        rest = tuple(a for a in axes if a not in self.rows)
+        if not set(axes) & set(self.rows):
             return value, rest
-        return value.unflatten(0, (self.count, *(self.sizes[a] for a in rows))), (*rows, *rest)
+        return value.unflatten(0, (self.count, *(self.sizes[a] for a in self.rows))), (*self.rows, *rest)
 
 
 def _sizes(plan: TilePlan, groups: Groups) -> dict[AxisName, Any]:
     dynamic = sizes_of(plan.base, groups)
-    sizes = all_sizes(plan.base, dynamic) | {
-        a: dynamic.get(a, n) for a, n in plan.forward.program.sizes.items()
-    }
-    if plan.backward is not None:
-        program = plan.backward.kernel.program
+    programs = [plan.program, *([plan.backward.adjoint.program] if plan.backward is not None else [])]
+    sizes = all_sizes(plan.base, dynamic)
+    for program in programs:
         sizes |= {a: dynamic.get(a.rstrip("'"), n) for a, n in program.sizes.items()}
     return sizes
-
-
-def _run(
-    kernel: TileKernel, key: str, role: str, bound: Bound, steps: int, sizes: dict[AxisName, Any]
-) -> None:
-    tensors = [bound[o.role, o.index] for o in kernel.operands]
-    prepare(kernel, key, role)(tensors, steps, sizes)
-    count_launch(key, "forward" if role == "saving" else role)
 
 
 __all__ = ["grouped", "kernels", "prepare", "results", "run_backward", "run_forward"]

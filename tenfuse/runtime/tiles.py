@@ -63,11 +63,12 @@ class TileLauncher:
         instances = 1
         for axis, extent in self._over:
             instances *= -(-known[axis] // extent)
+        count = -(-steps // self.kernel.length)
+        instances *= count if self.kernel.parallel else 1
         if not instances:
             return
         if instances > MOST:
             raise ValueError(f"a fused loop has {instances} independent parts, more than a card can start")
-        count = -(-steps // self.kernel.length)
         strides = [s for x in tensors for s in x.stride()]
         self._launch(tensors, instances, [*strides, *(known[a] for a in self._dynamic), steps, count])
 

@@ -30,7 +30,7 @@ def timed(kernel: TileKernel, operand: Operand) -> bool:
     """Whether the first dimension of an operand is time."""
     if operand.role == "out":
         return not kernel.program.outs[operand.index].accumulate
-    return operand.role == "stream"
+    return operand.role in ("stream", "state", "costate", "cross")
 
 
 class _Emitter:
@@ -55,7 +55,7 @@ class _Emitter:
         }  # fmt: skip
         self.with_rows |= {
             ("out", j) for j, o in enumerate(kernel.program.outs)
-            if set(kernel.rows) & set(o.axes) and not o.accumulate
+            if set(kernel.rows) & set(o.axes) - set(kernel.operands[self.place["out", j]].axes)
         }  # fmt: skip
 
     def run(self) -> list[str]:
@@ -67,10 +67,14 @@ class _Emitter:
             j: writer.variable(f"tl.zeros({self.space.shape(self.space.ordered(o.axes))}, {self.dtype})")
             for j, o in enumerate(program.outs) if o.accumulate
         }  # fmt: skip
-        writer.open("for c in range(0, count):")
+        if self.kernel.parallel:
+            writer.line("c = pid")
+        else:
+            writer.open("for c in range(0, count):")
         self._time()
         self._step(sums)
-        writer.close()
+        if not self.kernel.parallel:
+            writer.close()
         for i, carry in enumerate(program.carries):
             if ("final", i) in self.place:
                 self._store(self._operand("final", i), carry.axes, self.carried[i])

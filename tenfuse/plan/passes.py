@@ -1,0 +1,202 @@
+"""A chunk's step in passes: what is parallel over chunks in front, the recurrence, what is parallel behind.
+
+Takes a step program; leaves its parts as programs of their own.  What no carry reaches and is
+costly is computed for all chunks at once and handed on ("cross" values); the recurrence is
+then as short as it can be and leaves the carries at the start of every chunk; all outputs
+follow from these for all chunks at once.  Cheap values are computed again where they are read.
+Refuses nothing: a program without costly parts is one pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+
+from tenfuse.algebra.parts import feeding, reached
+from tenfuse.step.program import (
+    Builder,
+    CarrySpec,
+    Contract,
+    Input,
+    OutSpec,
+    Ref,
+    Scan,
+    Solve,
+    StepProgram,
+    arguments,
+    only_summed,
+    prune,
+    validate,
+    with_arguments,
+)
+
+COSTLY = 1 << 12
+"""Entries of a product from which its sum is not computed twice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """``names`` say what every output of ``program`` is: ("out", j) of the whole, a ("cross", m)
+    value, or the carry i at the start of an iteration, called (``held``, i)."""
+
+    program: StepProgram
+    names: tuple[tuple[str, int], ...]
+    parallel: bool
+    """Whether iterations do not depend on each other."""
+
+
+def whole(program: StepProgram, held: str, kept: Collection[int]) -> tuple[Part, ...]:
+    """One pass, which also writes the carries ``kept``."""
+    nodes, outs = list(program.nodes), list(program.outs)
+    names = [("out", j) for j in range(len(outs))]
+    for i in kept:
+        node = Input("carry", i, program.carries[i].axes)
+        if node not in nodes:
+            nodes.append(node)
+        outs.append(OutSpec(nodes.index(node), node.axes))
+        names.append((held, i))
+    made = dataclasses.replace(program, nodes=tuple(nodes), outs=tuple(outs))
+    return (Part(made, tuple(names), False),)
+
+
+def passes(program: StepProgram, held: str, kept: Collection[int]) -> tuple[Part, ...]:
+    """In front, the recurrence, behind; ``kept`` carries are written in any case."""
+    splitter = _Splitter(program, held, kept)
+    return splitter.run()
+
+
+class _Splitter:
+    def __init__(self, program: StepProgram, held: str, kept: Collection[int]) -> None:
+        self.program, self.held, self.kept = program, held, set(kept)
+        self.axes = program.axes_of()
+        self.dependent = reached(program, ("carry",))
+        self.core = feeding(program) & self.dependent
+        self.inner = only_summed(program)
+        self.solved = self._above(lambda n: isinstance(n, Solve))
+        self.costly = self._costly()
+
+    def run(self) -> tuple[Part, ...]:
+        after = self._needed([o.ref for o in self.program.outs])
+        cross = sorted(
+            {r for i in self.core for r in self._frontier(i) if r in self.costly}
+            | {r for i in after & self.dependent for r in self._frontier(i) if r in self.solved}
+        )
+        return (*self._front(cross), self._recurrence(cross), *self._behind(cross))
+
+    # -- what is costly -----------------------------------------------------------------
+
+    def _above(self, chosen: object) -> set[Ref]:
+        """State-free nodes that one of the ``chosen`` nodes reaches."""
+        assert callable(chosen)
+        found: set[Ref] = set()
+        for i, node in enumerate(self.program.nodes):
+            if i not in self.dependent and (chosen(node) or any(a in found for a in arguments(node))):
+                found.add(i)
+        return found
+
+    def _costly(self) -> set[Ref]:
+        def heavy(node: object) -> bool:
+            if isinstance(node, Contract):
+                return self._entries(node.arg) >= COSTLY
+            return isinstance(node, Solve) or (isinstance(node, Scan) and bool(node.rows))
+
+        return self._above(heavy)
+
+    def _entries(self, ref: Ref) -> int:
+        free = self.program.parallel_axes()
+        return math.prod(self.program.sizes[a] for a in self.axes[ref] if a not in free)
+
+    def _frontier(self, ref: Ref) -> set[Ref]:
+        """State-free values that a node reads; of a product that is only summed, its factors."""
+        found: set[Ref] = set()
+        for a in arguments(self.program.nodes[ref]):
+            if a in self.dependent:
+                continue
+            found |= self._factors(a)
+        return found
+
+    def _factors(self, ref: Ref) -> set[Ref]:
+        if ref not in self.inner:
+            return {ref}
+        return {f for a in arguments(self.program.nodes[ref]) for f in self._factors(a)}
+
+    def _needed(self, roots: Collection[Ref]) -> set[Ref]:
+        found = set(roots)
+        for i in reversed(range(len(self.program.nodes))):
+            if i in found:
+                found |= set(arguments(self.program.nodes[i]))
+        return found
+
+    # -- the programs -------------------------------------------------------------------
+
+    def _front(self, cross: list[Ref]) -> tuple[Part, ...]:
+        if not cross:
+            return ()
+        outs = [(r, tuple(sorted(self.axes[r]))) for r in cross]
+        names = tuple(("cross", m) for m in range(len(cross)))
+        return (Part(self._program({}, outs, ()), names, True),)
+
+    def _recurrence(self, cross: list[Ref]) -> Part:
+        read = self._read(cross)
+        states = [*range(len(self.program.carries))]
+        carried = [(Input("carry", i, self.program.carries[i].axes), i) for i in states]
+        made = self._program(read, [], self.program.carries, [node for node, _ in carried])
+        return Part(made, tuple((self.held, i) for _, i in carried), False)
+
+    def _behind(self, cross: list[Ref]) -> tuple[Part, ...]:
+        if not self.program.outs:
+            return ()
+        read: dict[Ref, Input] = self._read(cross)
+        for i, node in enumerate(self.program.nodes):
+            if isinstance(node, Input) and node.kind == "carry":
+                read[i] = Input(self.held, node.index, node.axes)
+        outs = [(o.ref, o.axes) for o in self.program.outs]
+        return (Part(self._program(read, outs, ()), tuple(("out", j) for j in range(len(outs))), True),)
+
+    def _read(self, cross: list[Ref]) -> dict[Ref, Input]:
+        return {r: Input("cross", m, tuple(sorted(self.axes[r]))) for m, r in enumerate(cross)}
+
+    def _program(
+        self,
+        read: Mapping[Ref, Input],
+        outs: list[tuple[Ref, tuple[str, ...]]],
+        carries: tuple[CarrySpec, ...],
+        states: Collection[Input] = (),
+    ) -> StepProgram:
+        build, place = Builder(), dict[Ref, Ref]()
+        roots = [r for r, _ in outs] + [c.next for c in carries]
+        needed = set(roots)
+        for i in reversed(range(len(self.program.nodes))):
+            if i in needed and i not in read:
+                needed |= set(arguments(self.program.nodes[i]))
+        for i in sorted(needed):
+            node = read.get(i, self.program.nodes[i])
+            place[i] = build.add(with_arguments(node, [place[a] for a in arguments(node)]))
+        specs = tuple(OutSpec(place[r], axes) for r, axes in outs)
+        specs += tuple(OutSpec(build.add(node), node.axes) for node in states)
+        made = StepProgram(
+            tuple(build.nodes), self.program.sizes,
+            tuple(dataclasses.replace(c, next=place[c.next]) for c in carries), specs, self.program.dynamic,
+        )  # fmt: skip
+        made = _used(prune(made))
+        validate(made)
+        return made
+
+
+def _used(program: StepProgram) -> StepProgram:
+    """Only the sizes of axes that occur."""
+    names = {a for own in program.axes_of() for a in own}
+    names |= {a for c in program.carries for a in (*c.axes, *c.next_axes)}
+    names |= {a for o in program.outs for a in o.axes}
+    for n in program.nodes:
+        names |= set(n.axes) if isinstance(n, Contract) else set()
+        names |= {*n.rows, *n.cols} if isinstance(n, (Scan, Solve)) else set()
+    return dataclasses.replace(
+        program,
+        sizes={a: n for a, n in program.sizes.items() if a in names},
+        dynamic=program.dynamic & names,
+    )
+
+
+__all__ = ["Part", "passes", "whole"]
