@@ -36,9 +36,9 @@ from tenfuse.report.report import LoopReport, Report
 from tenfuse.rewrite.assemble import Fused, assemble
 from tenfuse.rewrite.splice import lower, splice
 from tenfuse.rewrite.tree import restore
+from tenfuse.runtime import canary, tiled
 from tenfuse.runtime.compile import compiler
 from tenfuse.runtime.firstcall import checked
-from tenfuse.runtime import tiled
 from tenfuse.runtime.op import kernel_name, launches, prepare, product_role
 from tenfuse.runtime.tiles import interpreting
 from tenfuse.step.fission import split
@@ -146,7 +146,7 @@ def transform(gm: fx.GraphModule, options: Options, build: bool) -> Outcome:
             reports.append(_kept(found.span, found.steps, found.refusal))
             continue
         try:
-            fused, known = fuse(found, copy, options)
+            fused, known = fuse(found, copy, options, build)
             kernels = _kernels(fused, build)
         except Refused as refused:
             reports.append(_kept(found.span, _steps(found), refused.refusal))
@@ -195,8 +195,11 @@ def _is_combine(node: fx.Node) -> bool:
     return any(user.target in scans for user in node.users)
 
 
-def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> tuple[Fused, Study | None]:
-    """One loop through step, algebra, plan and assembly; raises ``Refused``."""
+def fuse(loop: Loop, gm: fx.GraphModule, options: Options, build: bool) -> tuple[Fused, Study | None]:
+    """One loop through step, algebra, plan and assembly; raises ``Refused``.
+
+    ``build`` tries kernels for a card there, and goes on to the next plan where they fail.
+    """
     language, dots = _target(loop, options)
     step = normalize(loop, _autocast(loop, gm))
     parts = split(step)
@@ -204,7 +207,8 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options) -> tuple[Fused, Study
     known = study(core, step.graph) if core is not None else None
     tiles = functools.partial(_tiles, known, dots, options.chunk) if language == "triton" else None
     choose = functools.partial(_choose, known)
-    fused = assemble(loop, step, parts, core, _grads_on(loop, gm), options.chunk, choose, tiles)
+    trial = canary.trial if build else None
+    fused = assemble(loop, step, parts, core, _grads_on(loop, gm), options.chunk, choose, tiles, trial)
     return fused, known
 
 
@@ -233,7 +237,7 @@ def _tiles(
 
 
 def _target(loop: Loop, options: Options) -> tuple[str, str]:
-    """The language of the kernels, and what their matrix products multiply; refuses what no emitter serves."""
+    """The language of the kernels, and what their matrix products multiply; refuses other devices."""
     values = [n.meta.get("example_value") for n in loop.body.graph.nodes]
     tensors = [v for v in values if isinstance(v, torch.Tensor)]
     devices = sorted({str(v.device) for v in tensors if v.dim() or v.device.type != "cpu"})

@@ -199,6 +199,11 @@ NO_TILES = _code(
     "part of the step has no form on the tiles of a Triton kernel",
     "run this model on the CPU with target='cpp', or split the step",
 )
+QUARANTINED = _code(
+    "TF404",
+    "a generated kernel computed wrong numbers on this device, or did not compile for it",
+    "another version of Triton may compile it; please report this loop",
+)
 # faults
 INTERNAL = _code(
     "TF901",

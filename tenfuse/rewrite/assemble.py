@@ -40,6 +40,9 @@ Tiles = Callable[[Any, bool], Iterator[tuple[Choice, Stepped, str]]]
 """The same for kernels on tiles: candidates, best first, and what their matrix products multiply.
 The number of steps may be symbolic."""
 
+Trial = Callable[[TilePlan, Examples], None]
+"""Raises ``Refused`` for a plan whose kernels may not be used where these tensors are."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
@@ -124,13 +127,15 @@ def assemble(
     chunk: int | str,
     chooser: Chooser,
     tiles: Tiles | None = None,
+    trial: Trial | None = None,
 ) -> Fused:
     """The graph that replaces ``loop``.
 
     ``grads`` says whether gradients may flow at all; ``chooser`` picks the algorithm, or
-    ``tiles`` those of kernels on tiles.
+    ``tiles`` those of kernels on tiles, of which the first that passes its ``trial`` is taken.
     """
-    maker = _Assembly(loop, step, parts, core, grads, None if chunk == "auto" else int(chunk), chooser, tiles)
+    length = None if chunk == "auto" else int(chunk)
+    maker = _Assembly(loop, step, parts, core, grads, length, chooser, tiles, trial)
     try:
         return maker.trace()
     except Refused:
@@ -152,9 +157,10 @@ class _Assembly:
         chunk: int | None,
         chooser: Chooser,
         tiles: Tiles | None,
+        trial: Trial | None,
     ) -> None:
         self.loop, self.step, self.parts, self.core, self.chunk = loop, step, parts, core, chunk
-        self.chooser, self.tiles = chooser, tiles
+        self.chooser, self.tiles, self.trial = chooser, tiles, trial
         self.runner = _Runner(step.graph)
         self.plans: dict[str, LoopPlan | TilePlan] = {}
         self.choice: Choice | None = None
@@ -350,17 +356,20 @@ class _Assembly:
     def _tiled(
         self, placed: Step, given: Examples, wanted: Wanted, steps: Any
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """One kernel on tiles: the first candidate that has one."""
+        """Kernels on tiles: the first candidate that has them and passes its trial."""
         assert self.tiles is not None
         places = (placed.carries, placed.streams, placed.invariants, placed.outs)
         base = plan(placed.program, places, given, wanted, self.loop.reverse)
         last: Refused | None = None
-        for self.choice, stepped, dots in self.tiles(steps, wanted.any):
+        for choice, stepped, dots in self.tiles(steps, wanted.any):
             try:
                 made = tile_plan(base, stepped, dots)
+                if self.trial is not None:
+                    self.trial(made, given)
             except Refused as refused:
                 last = refused
                 continue
+            self.choice = choice
             return self._launched(made, given, wanted, steps)
         assert last is not None
         raise last

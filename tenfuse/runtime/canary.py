@@ -1,0 +1,100 @@
+"""The first use of a plan on a device: is what its kernels compute right?
+
+Takes a ``TilePlan`` and example tensors; leaves nothing where its kernels, compiled for
+the device at hand, agree with the interpreter (``sample``).  Compilers for cards have
+turned right kernels into wrong ones at single tile widths or numbers of warps, so no
+kernel is trusted for having been generated rightly.
+
+Refuses (QUARANTINED) a plan whose kernels are wrong or do not compile.  The verdict is
+kept, by the kernels' text, the device's architecture and Triton's version, so that no
+process asks again.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch._dynamo.utils import counters
+
+from tenfuse.plan.loop import Examples, canonical
+from tenfuse.plan.tiled import TilePlan
+from tenfuse.reasons import QUARANTINED, Refused, refuse
+from tenfuse.runtime import notes, tiled
+from tenfuse.runtime.bind import launches, register
+from tenfuse.runtime.cache import key_of
+from tenfuse.runtime.device import architecture
+from tenfuse.runtime.sample import Likes, Sample
+
+log = logging.getLogger("tenfuse")
+INTERPRETED = False
+"""Whether kernels that Triton's interpreter runs are tried too: only tests want that."""
+_SOUND = "sound"
+_known: dict[str, str] = {}
+
+
+def trial(plan: TilePlan, given: Examples) -> None:
+    """Raise ``Refused`` unless the kernels of ``plan`` may be used where ``given`` lie."""
+    device = (*given.carries, *given.streams)[0].device
+    if device.type == "cpu" and not INTERPRETED:
+        return
+    arch, key = architecture(device), plan.key()
+    texts = [tiled.prepare(k, key, role).source for role, k in tiled.kernels(plan).items()]
+    which = key_of("canary", arch, canonical(plan), *texts)
+    verdict = _known.get(which) or notes.recall(which)
+    if verdict is None:
+        verdict = _tried(plan, Likes.of(given), device)
+        if verdict is None:
+            return
+        notes.keep(which, verdict)
+        if verdict != _SOUND:
+            log.warning("tenfuse: %s on %s, quarantined: %s", _name(plan), arch, verdict)
+    _known[which] = verdict
+    if verdict != _SOUND:
+        raise refuse(QUARANTINED, f"{_name(plan)} failed its check on {arch}: {verdict}")
+
+
+def _name(plan: TilePlan) -> str:
+    return f"the kernel of loop {plan.key()[:12]} ({plan.length} steps at a time)"
+
+
+def _tried(plan: TilePlan, likes: Likes, device: torch.device) -> str | None:
+    """What is wrong with the kernels, "sound", or None where there was no memory to find out."""
+    register(plan)
+    # A thread of its own is in none of the modes (fake tensors, autocast, no_grad) of the compiler's.
+    with _uncounted(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(_verdict, Sample(plan, likes, device)).result()
+
+
+def _verdict(sample: Sample) -> str | None:
+    try:
+        drawn = sample.draw()
+    except torch.OutOfMemoryError:
+        return None
+    try:
+        found = sample.found(drawn)
+    except torch.OutOfMemoryError:
+        return None
+    except Refused as refused:
+        return refused.refusal.reason
+    except Exception as error:  # whatever a compiler for the device raises: there is no kernel then
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return sample.problem(drawn, found) or _SOUND
+
+
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """Launches inside are not the user's."""
+    before, total = launches.copy(), counters["tenfuse"]["launches"]
+    try:
+        yield
+    finally:
+        launches.clear()
+        launches.update(before)
+        counters["tenfuse"]["launches"] = total
+
+
+__all__ = ["trial"]
