@@ -1,16 +1,20 @@
 """Sums of outer products over time: the gradient of a matrix that every step multiplies by.
 
 Takes an adjoint and its kernel; leaves one kernel per ``Product`` term of an invariant: a
-program without a carry that multiplies the factors of every step and adds up over time.
-(A matrix library would do the same, at half the speed where it does not use the widest
-vectors of the machine.)
+program without a carry that multiplies the factors and adds up.  A step of it takes several
+steps of the loop: they are one more axis that is summed over, so that the sums stay in
+registers for longer than the few entries that one step of the loop adds.  (A matrix library
+would do the same, at half the speed where it does not use the widest vectors of the machine.)
 """
 
 from __future__ import annotations
 
 from tenfuse.plan.kernel import Kernel, Operand
 from tenfuse.step.adjoint import Adjoint, Product
-from tenfuse.step.program import Builder, OutSpec, StepProgram, validate
+from tenfuse.step.program import AxisName, Builder, OutSpec, StepProgram, validate
+
+SPAN = "~"
+"""The axis of the steps taken at once.  It sorts, and so loops, behind all others."""
 
 
 def products(back: Adjoint, kernel: Kernel) -> tuple[tuple[int, Product, Kernel], ...]:
@@ -23,22 +27,41 @@ def products(back: Adjoint, kernel: Kernel) -> tuple[tuple[int, Product, Kernel]
     )
 
 
+def summed_over(back: Adjoint, i: int, term: Product) -> tuple[AxisName, ...]:
+    """The axes of the factors, beside time, that the gradient of invariant ``i`` lacks."""
+    both = (back.program.outs[k].axes for k in (term.left, term.right))
+    return tuple(dict.fromkeys(a for axes in both for a in axes if a not in back.axes[i]))
+
+
+def joined(kernel: Kernel, over: tuple[AxisName, ...]) -> bool:
+    """Whether the kernel of a product knows the axes ``over`` and the steps as one axis."""
+    return not set(over) <= set(kernel.program.sizes)
+
+
 def _summing(back: Adjoint, kernel: Kernel, i: int, term: Product) -> Kernel:
-    build, own = Builder(), back.axes[i]
+    own, both = back.axes[i], (term.left, term.right)
     written = {o.index: o for o in kernel.operands if o.role == "out"}
+    axes = {k: back.program.outs[k].axes for k in both}
+    over = summed_over(back, i, term)
+    # Memory of the backward's own is packed: its first dimensions can be counted as one with time.
+    join = all(axes[k][: len(over)] == over and k not in back.streams.values() for k in both)
+    build = Builder()
     operands: list[Operand] = []
     factors = []
-    for n, out in enumerate((term.left, term.right)):
-        axes = back.program.outs[out].axes
-        operands.append(Operand("stream", n, written[out].dtype, axes, written[out].unit))
-        factors.append(build.input("stream", n, axes))
+    for n, k in enumerate(both):
+        names = (SPAN, *(axes[k][len(over) :] if join else axes[k]))
+        unit = written[k].unit if written[k].unit in names else None
+        operands.append(Operand("stream", n, written[k].dtype, names, unit))
+        factors.append(build.input("stream", n, names))
     total = build.call("mul", *factors)
     total = build.contract(total, *(build.axes[total] - set(own)))
-    used = {a for axes in build.axes for a in axes} | set(own)
-    sizes = {a: n for a, n in back.program.sizes.items() if a in used}
-    program = StepProgram(
-        tuple(build.nodes), sizes, (), (OutSpec(total, own, accumulate=True),), back.program.dynamic & used
-    )
+    used = {a for each in build.axes for a in each} | {SPAN, *own}
+    sizes = {a: n for a, n in back.program.sizes.items() if a in used} | {SPAN: 1}
+    dynamic = (back.program.dynamic | {SPAN}) & used
+    program = StepProgram(tuple(build.nodes), sizes, (), (OutSpec(total, own, accumulate=True),), dynamic)
     validate(program)
     operands.append(Operand("out", 0, kernel.compute, own, own[-1] if own else None))
     return Kernel(program, tuple(operands), kernel.compute, kernel.reverse)
+
+
+__all__ = ["SPAN", "joined", "products", "summed_over"]

@@ -3,7 +3,8 @@
 Takes the tensors of ``tenfuse::loop_backward``; leaves gradients.  Where the gradient of an
 invariant is a sum of outer products over time, the adjoint kernel writes their factors and
 a second kernel sums them up.  The loop then runs in pieces of time, last piece first, so
-that the factors of a piece are still in the cache when they are read.
+that the factors of a piece are still in the cache when they are read.  What is launched on
+what is worked out once for tensors of one layout, and then repeated.
 """
 
 from __future__ import annotations
@@ -16,27 +17,38 @@ import torch
 
 from tenfuse.plan.kernel import Kernel
 from tenfuse.plan.loop import LoopPlan, dense_like
+from tenfuse.plan.product import SPAN, joined, summed_over
 from tenfuse.runtime.bind import (
     Bound,
     Groups,
     all_sizes,
+    count_launch,
     dynamic_names,
     enter,
     grouped,
     plan_of,
+    prepare,
     product_role,
-    run,
     saved,
     sizes_of,
     viewed,
 )
+from tenfuse.runtime.frame import Frame
 from tenfuse.runtime.launch import DTYPES
-from tenfuse.runtime.pages import advise
-from tenfuse.step.adjoint import Summed
+from tenfuse.runtime.replay import Replay, Signature, signature
+from tenfuse.runtime.totals import Totals
 from tenfuse.step.program import AxisName
 
 PIECE = 2 << 20
 """Bytes of factors that stay in a processor's cache until they are summed up."""
+
+ROWS = 128
+"""Products that are added up in registers before they are added to memory."""
+
+_REPLAYS: dict[Signature, tuple[Replay, tuple[str, ...]]] = {}
+"""With the roles of the kernels that run."""
+_MOST = 256
+"""Layouts remembered; all are forgotten when there are more."""
 
 
 def gradients(plan: LoopPlan, groups: Groups) -> tuple[list[Any], list[Any], list[Any]]:
@@ -58,34 +70,68 @@ def run_backward(
     grads: Any, carries: Any, streams: Any, invariants: Any, saves: Any, steps: int, key: str
 ) -> list[torch.Tensor]:
     """The implementation of ``tenfuse::loop_backward`` on the CPU."""
-    plan, groups = plan_of(key), grouped(carries, streams, invariants)
-    results = gradients(plan, groups)
-    for large in (g for g in results[1] if g is not None):
-        advise(large)
-    _Backward(plan, key, steps, groups, results).run(grads, saves)
-    return [g for group in results for g in group if g is not None]
+    given = [x.resolve_conj() for x in (*grads, *carries, *streams, *invariants, *saves)]
+    which = signature(key, PIECE, steps, given)
+    known = _REPLAYS.get(which)
+    if known is None:
+        frame = Frame(given)
+        rest = iter(frame.given)
+        parts = [[next(rest) for _ in group] for group in (grads, carries, streams, invariants, saves)]
+        _Backward(plan_of(key), key, steps, grouped(*parts[1:4]), frame).run(parts[0], parts[4])
+        if len(_REPLAYS) > _MOST:
+            _REPLAYS.clear()
+        known = _REPLAYS[which] = frame.replay(), tuple(frame.roles)
+    for role in known[1]:
+        count_launch(key, role)
+    return known[0](given)
 
 
 class _Backward:
-    """One call: the pieces of its time, and what they sum to."""
+    """Works out one call: the pieces of its time, and what they sum to."""
 
-    def __init__(self, plan: LoopPlan, key: str, steps: int, groups: Groups, results: Any) -> None:
+    def __init__(self, plan: LoopPlan, key: str, steps: int, groups: Groups, frame: Frame) -> None:
         assert plan.backward is not None
-        self.plan, self.key, self.steps, self.groups = plan, key, steps, groups
-        self.carries, self.streams, self.invariants = results
+        self.plan, self.key, self.steps, self.groups, self.frame = plan, key, steps, groups, frame
         self.back, self.kernel = plan.backward.adjoint, plan.backward.kernel
         self.products = plan.backward.products
         self.dynamic = sizes_of(plan, groups)
         self.sizes: dict[AxisName, int] = all_sizes(plan, self.dynamic)
-        self.dtype = DTYPES[self.kernel.compute]
-        self.like = (*groups["carries"], *groups["streams"])[0]
         self.gradient_of = {out: i for i, out in self.back.streams.items()}
+        self.carries, self.streams, self.invariants = gradients(plan, groups)
+        full = [True] * len(self.carries) + list(plan.backward.covered) + [False] * len(self.invariants)
+        for x, whole in zip((*self.carries, *self.streams, *self.invariants), full, strict=True):
+            if x is not None:
+                frame.result(x, zero=not whole)
 
     def run(self, grads: Any, saves: Any) -> None:
+        pieces, plan, sizes = list(self._pieces()), self.plan, self.sizes
+        bound = self._bound(grads, saves)
+        factors = self._factors(max(time.stop - time.start for time, _ in pieces))
+        totals = Totals(plan, sizes, self.frame, self.invariants, len(pieces))
+        states = [viewed(grads[p.source], p, sizes, 0) for p in plan.carries]
+        last = [viewed(self.carries[p.source], p, sizes, 0) for p in plan.carries]
+        turns = [self._like(last) for _ in range(min(2, len(pieces) - 1))]
+        for n, (time, chunks) in enumerate(pieces):
+            steps = time.stop - time.start
+            after = last if n == len(pieces) - 1 else turns[n % 2]
+            piece = {
+                k: x[time] if self._timed(k) else x[chunks] if k[0] == "save" else x for k, x in bound.items()
+            }
+            piece |= {("out", k): x[:steps] for k, x in factors.items()} | totals.of("out", n)
+            piece |= {("init", i): x for i, x in enumerate(states)}
+            piece |= {("final", i): x for i, x in enumerate(after)}
+            self._launch(self.kernel, "backward", piece, steps, self.dynamic)
+            sums = totals.of("product", n)
+            for m in range(len(self.products)):
+                self._sum(m, piece, sums["product", m], steps)
+            totals.add(n)
+            states = after
+
+    def _bound(self, grads: Any, saves: Any) -> Bound:
+        """Streams, invariants, saved states and the gradients of streams."""
         plan, sizes = self.plan, self.sizes
-        finals, exports = grads[: len(self.carries)], grads[len(self.carries) :]
+        exports, count = grads[len(self.carries) :], len(plan.streams)
         bound = enter(plan, self.groups, sizes)
-        count = len(plan.streams)
         bound |= {
             ("stream", count + j): viewed(exports[p.source], p, sizes, 1) for j, p in enumerate(plan.outs)
         }
@@ -93,22 +139,19 @@ class _Backward:
         for k, i in self.gradient_of.items():
             place = plan.streams[i]
             bound["out", k] = viewed(self.streams[place.source], place, sizes, 1)
-        pieces = list(self._pieces())
-        scratch = self._scratch(max(time.stop - time.start for time, _ in pieces))
-        states = [viewed(finals[p.source], p, sizes, 0) for p in plan.carries]
-        last = [viewed(self.carries[p.source], p, sizes, 0) for p in plan.carries]
-        for n, (time, chunks) in enumerate(pieces):
-            piece = {
-                k: x[time] if self._timed(k) else x[chunks] if k[0] == "save" else x for k, x in bound.items()
-            }
-            after = last if n == len(pieces) - 1 else [torch.empty_like(x) for x in last]
-            steps = time.stop - time.start
-            piece |= {k: x[:steps] if timed else x for k, (timed, x) in scratch.items()}
-            self._piece(piece, states, after, steps)
-            states = after
+        return bound
 
     def _timed(self, name: tuple[str, int]) -> bool:
         return name[0] == "stream" or (name[0] == "out" and name[1] in self.gradient_of)
+
+    def _like(self, states: list[Any]) -> list[Any]:
+        """Room for carries between two pieces, their dimensions in the same order in memory."""
+        found = []
+        for x in states:
+            order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+            packed = self.frame.scratch([x.shape[d] for d in order], x.dtype)
+            found.append(packed.permute([order.index(d) for d in range(x.dim())]))
+        return found
 
     def _pieces(self) -> Iterator[tuple[slice, slice]]:
         """Time and saved chunks of every piece, in the order in which they are run."""
@@ -130,40 +173,48 @@ class _Backward:
         outs = {out for _, term, _ in self.products for out in (term.left, term.right)}
         entries = sum(math.prod(self.sizes[a] for a in self.back.program.outs[k].axes) for k in outs)
         chunk = self.kernel.checkpoint or 1
-        return max(1, PIECE // max(entries * self.dtype.itemsize, 1) // chunk) * chunk
+        size = DTYPES[self.kernel.compute].itemsize
+        return max(1, PIECE // max(entries * size, 1) // chunk) * chunk
 
-    def _scratch(self, steps: int) -> dict[tuple[str, int], tuple[bool, torch.Tensor]]:
-        """What the adjoint writes beside the gradients of streams: sums, and factors per step."""
-        found = {}
-        for k, out in enumerate(self.back.program.outs):
-            if k not in self.gradient_of:
-                shape = [self.sizes[a] for a in out.axes]
-                fresh = self.like.new_empty(shape if out.accumulate else [steps, *shape], dtype=self.dtype)
-                found["out", k] = (not out.accumulate, advise(fresh))
-        return found
+    def _factors(self, steps: int) -> dict[int, torch.Tensor]:
+        """Room for what the adjoint writes at every step beside the gradients of streams."""
+        return {
+            k: self.frame.scratch([steps, *(self.sizes[a] for a in out.axes)], DTYPES[self.kernel.compute])
+            for k, out in enumerate(self.back.program.outs)
+            if k not in self.gradient_of and not out.accumulate
+        }
 
-    def _piece(self, bound: Bound, states: list[Any], after: list[Any], steps: int) -> None:
-        bound |= {("init", i): x for i, x in enumerate(states)}
-        bound |= {("final", i): x for i, x in enumerate(after)}
-        self._launch(self.kernel, "backward", bound, steps)
-        for i, terms in self.back.invariants.items():
-            for term in terms:
-                if isinstance(term, Summed):
-                    axes, partial = self.back.program.outs[term.out].axes, bound["out", term.out]
-                    rest = [n for n, a in enumerate(axes) if a not in self.back.axes[i]]
-                    self._add(i, partial.sum(rest) if rest else partial)
-        for n, (i, term, product) in enumerate(self.products):
-            total = self.like.new_empty([self.sizes[a] for a in self.back.axes[i]], dtype=self.dtype)
-            factors: Bound = {("stream", 0): bound["out", term.left], ("stream", 1): bound["out", term.right]}
-            self._launch(product, product_role(n), factors | {("out", 0): total}, steps)
-            self._add(i, total)
+    def _sum(self, m: int, piece: Bound, total: torch.Tensor, steps: int) -> None:
+        """One product over a piece, as many steps at once as make at most ``ROWS``."""
+        i, term, kernel = self.products[m]
+        over = summed_over(self.back, i, term)
+        each, join = math.prod(self.sizes[a] for a in over), joined(kernel, over)
+        most = max(1, min(ROWS // max(each, 1), steps))
+        many = next(n for n in range(most, 0, -1) if steps % n == 0)
+        sides = [piece["out", k] for k in (term.left, term.right)]
+        sides = [
+            _rows(x, many, each, len(over)) if join else x.unflatten(0, (steps // many, many)) for x in sides
+        ]
+        bound = {("stream", 0): sides[0], ("stream", 1): sides[1], ("out", 0): total}
+        span = many * each if join else many
+        self._launch(kernel, product_role(m), bound, steps // many, {**self.dynamic, SPAN: span})
 
-    def _launch(self, kernel: Kernel, role: str, bound: Bound, steps: int) -> None:
-        run(kernel, self.key, role, bound, steps, dynamic_names(kernel, self.dynamic))
+    def _launch(
+        self, kernel: Kernel, role: str, bound: Bound, steps: int, dynamic: dict[AxisName, Any]
+    ) -> None:
+        operands = [bound[o.role, o.index] for o in kernel.operands]
+        launcher = prepare(kernel, self.key, role)
+        self.frame.launch(launcher, role, operands, steps, dynamic_names(kernel, dynamic))
 
-    def _add(self, i: int, total: torch.Tensor) -> None:
-        place = self.plan.invariants[i]
-        viewed(self.invariants[place.source], place, self.sizes, 0).add_(total)
+
+def _rows(x: torch.Tensor, many: int, each: int, over: int) -> torch.Tensor:
+    """A packed tensor, time first, with ``many`` steps and the next ``over`` dimensions as one."""
+    step, own = x.stride(0), slice(1 + over, None)
+    return x.as_strided(
+        (x.shape[0] // many, many * each, *x.shape[own]),
+        (many * step, step // max(each, 1), *x.stride()[own]),
+        x.storage_offset(),
+    )
 
 
 __all__ = ["gradients", "run_backward"]

@@ -83,6 +83,19 @@ class Launcher:
         strides = self._strides.get(tuple([x.stride() for x in tensors]))
         return None if strides is None else (strides, self._size_array(self._axis_sizes(sizes or {})))
 
+    def planned(self, tensors: Sequence[torch.Tensor], sizes: Mapping[AxisName, int]) -> Numbers | None:
+        """Strides and sizes for tensors laid out as these are, which need no memory; None if one
+        of them would have to be copied."""
+        given = self._axis_sizes(sizes)
+        self._match(tensors, given)
+        if any(tensors[i].stride(dim) != 1 for i, dim in self._unit):
+            return None
+        strides = tuple([x.stride() for x in tensors])
+        found = self._strides.get(strides)
+        if found is None:
+            found = self._stride_array(strides, remember=True)
+        return found, self._size_array(given)
+
     def _axis_sizes(self, sizes: Mapping[AxisName, int]) -> tuple[int, ...]:
         if not self._dynamic:
             return self._static
@@ -110,21 +123,27 @@ class Launcher:
             self._strides[strides] = found
         return found
 
+    def _match(self, tensors: Sequence[torch.Tensor], given: tuple[int, ...]) -> None:
+        """Raise ``ValueError`` unless types and shapes are those of the kernel's operands."""
+        size = dict(zip(self._names, given, strict=True))
+        if len(tensors) != len(self.kernel.operands):
+            raise ValueError(f"the kernel takes {len(self.kernel.operands)} tensors, got {len(tensors)}")
+        for i, (operand, x) in enumerate(zip(self.kernel.operands, tensors, strict=True)):
+            if x.dtype != DTYPES[operand.dtype] or x.dim() != self._ranks[i]:
+                raise ValueError(f"operand {i} ({operand}) got {x.dtype} {tuple(x.shape)}")
+            lead = timed(self.kernel, operand)
+            if tuple(x.shape[lead:]) != tuple(size[a] for a in operand.axes):
+                raise ValueError(f"operand {i} ({operand}) got the shape {tuple(x.shape)}")
+
     def _checked(
         self, tensors: Sequence[torch.Tensor], given: tuple[int, ...]
     ) -> tuple[list[torch.Tensor], list[tuple[torch.Tensor, torch.Tensor]]]:
         """Tensors that keep every promise, and the copies to write back afterwards."""
-        size = dict(zip(self._names, given, strict=True))
+        self._match(tensors, given)
         fine, fixed = list(tensors), []
-        if len(fine) != len(self.kernel.operands):
-            raise ValueError(f"the kernel takes {len(self.kernel.operands)} tensors, got {len(fine)}")
-        for i, operand in enumerate(self.kernel.operands):
-            x = fine[i]
-            if x.dtype != DTYPES[operand.dtype] or x.dim() != self._ranks[i] or x.device.type != "cpu":
-                raise ValueError(f"operand {i} ({operand}) got {x.dtype} {tuple(x.shape)} on {x.device}")
-            lead = timed(self.kernel, operand)
-            if tuple(x.shape[lead:]) != tuple(size[a] for a in operand.axes):
-                raise ValueError(f"operand {i} ({operand}) got the shape {tuple(x.shape)}")
+        for i, x in enumerate(fine):
+            if x.device.type != "cpu":
+                raise ValueError(f"operand {i} ({self.kernel.operands[i]}) is on {x.device}")
         for i, dim in self._unit:
             x = fine[i]
             if x.stride(dim) == 1:

@@ -56,15 +56,19 @@ def compiled(model, **options):
 @pytest.fixture
 def calls(monkeypatch):
     """``(key, role)`` of every kernel that runs."""
-    seen, run = [], bind.run
+    seen, run, count = [], bind.run, bind.count_launch
 
     def counted(kernel, key, role, *rest):
         seen.append((key, role))
         return run(kernel, key, role, *rest)
 
+    def launched(key, role):
+        seen.append((key, role))
+        count(key, role)
+
     monkeypatch.setattr(op, "_REPLAYS", {})
     monkeypatch.setattr(op, "run", counted)
-    monkeypatch.setattr(backward, "run", counted)
+    monkeypatch.setattr(backward, "count_launch", launched)
     return seen
 
 

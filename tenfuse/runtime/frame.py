@@ -1,0 +1,86 @@
+"""The tensors of a call, without their memory.
+
+Takes the layouts of the tensors a call is given; leaves tensors without memory that can be
+cut and viewed as the real ones will be, and for every such view which tensor of the call it
+is a part of, and where.  A call is so worked out once for all calls with the same layouts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from tenfuse.runtime.launch import Launcher
+from tenfuse.runtime.replay import Copied, Launch, Made, Part, Replay, Spot
+from tenfuse.step.program import AxisName
+
+_LINE = 64
+
+
+class Frame:
+    """Tensors are numbered: those given, then results, then the one block the call works in."""
+
+    def __init__(self, given: Sequence[torch.Tensor]) -> None:
+        self._starts: dict[int, tuple[int, int]] = {}
+        self._alive: list[torch.Tensor] = []
+        self.given = [self._new(x.shape, x.stride(), x.dtype, (n, 0)) for n, x in enumerate(given)]
+        self._results: list[Made] = []
+        self._block = 0
+        self.parts: list[Part] = []
+        self.roles: list[str] = []
+
+    def _new(
+        self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, start: tuple[int, int]
+    ) -> torch.Tensor:
+        fresh = torch.empty_strided(tuple(shape), tuple(stride), dtype=dtype, device="meta")
+        self._starts[fresh.untyped_storage()._cdata] = start
+        self._alive.append(fresh)
+        return fresh
+
+    def result(self, x: torch.Tensor, zero: bool) -> None:
+        """``x``, a tensor without memory, is the next result; its entries start at zero if ``zero``."""
+        self._starts[x.untyped_storage()._cdata] = (len(self.given) + len(self._results), 0)
+        self._alive.append(x)
+        self._results.append(Made.like(x, 0 if zero else None))
+
+    def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory for the time of the call; every result must be known before."""
+        start = (len(self.given) + len(self._results), self._block)
+        like = torch.empty(tuple(shape), device="meta")
+        fresh = self._new(like.shape, like.stride(), dtype, start)
+        size = math.prod(shape) * dtype.itemsize
+        self._block += -(-size // _LINE) * _LINE
+        return fresh
+
+    def spot(self, x: torch.Tensor) -> Spot:
+        """Where a view lies, and how."""
+        number, start = self._starts[x.untyped_storage()._cdata]
+        offset = start + int(x.storage_offset()) * x.element_size()
+        return Spot(number, offset, tuple(x.shape), x.stride(), x.dtype)
+
+    def launch(
+        self,
+        launcher: Launcher,
+        role: str,
+        operands: Sequence[torch.Tensor],
+        steps: int,
+        sizes: dict[AxisName, int],
+    ) -> None:
+        """The call runs a kernel on these views."""
+        spots = tuple(self.spot(x) for x in operands)
+        numbers = launcher.planned(operands, sizes)
+        if numbers is None:
+            self.parts.append(Copied(launcher, spots, steps, tuple(sizes.items())))
+        else:
+            places = tuple((s.tensor, s.offset) for s in spots)
+            self.parts.append(Launch(launcher, numbers, steps, places))
+        self.roles.append(role)
+
+    def replay(self) -> Replay:
+        block = Made(torch.Size([self._block]), (1,), torch.uint8, self._block)
+        return Replay(tuple(self.parts), tuple(self._results), (block,) if self._block else ())
+
+
+__all__ = ["Frame"]
