@@ -13,6 +13,45 @@ from collections.abc import Callable, Sequence
 from tenfuse.reasons import NO_TILES, refuse
 
 PREAMBLE = """
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def rounded_bits(x):
+    # To the nearest of 16 bits, ties to even; a NaN stays one.
+    bits = x.to(tl.uint32, bitcast=True)
+    return tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits | 0x400000) >> 16
+
+
+@triton.jit
+def round_bf16(x):
+    # Triton's interpreter cuts bits off where cards round.
+    if INTERPRETED:
+        y = (rounded_bits(x) << 16).to(tl.float32, bitcast=True)
+    else:
+        y = x.to(tl.bfloat16).to(tl.float32)
+    return y
+
+
+@triton.jit
+def to_bf16(x):
+    if INTERPRETED:
+        y = rounded_bits(x).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        y = x.to(tl.bfloat16)
+    return y
+
+
+@triton.jit
+def factor_bf16(x):
+    # What tl.dot multiplies: the interpreter would multiply the bits of bfloat16.
+    if INTERPRETED:
+        y = round_bf16(x)
+    else:
+        y = x.to(tl.bfloat16)
+    return y
+
+
 @triton.jit
 def expm1(x):
     # Kahan: the rounding of exp(x) cancels in the quotient (Higham 2002, section 1.14.1).
@@ -174,7 +213,7 @@ _OTHER: dict[str, Callable[..., str]] = {
     "cut": lambda x: x,
     "isnan": lambda x: f"({x} != {x})",
 }
-_ROUND = {"round_bf16": "tl.bfloat16", "round_f16": "tl.float16", "round_f32": "tl.float32"}
+_ROUND = {"round_f16": "tl.float16", "round_f32": "tl.float32"}
 
 
 def numeric(fn: str, args: Sequence[str], compute: str) -> str:
@@ -187,6 +226,8 @@ def numeric(fn: str, args: Sequence[str], compute: str) -> str:
     if fn in _CALLS:
         name = _DOUBLE.get(fn, _CALLS[fn]) if precise else _CALLS[fn]
         return f"{name}({', '.join(args)})"
+    if fn == "round_bf16":
+        return f"round_bf16({args[0]})" if not precise else f"round_bf16({args[0]}.to(tl.float32)).to(tl.float64)"
     if fn in _ROUND:
         return f"{args[0]}.to({_ROUND[fn]}).to({DTYPES[compute]})"
     if fn in _OTHER:
@@ -194,6 +235,13 @@ def numeric(fn: str, args: Sequence[str], compute: str) -> str:
     raise refuse(NO_TILES, f"the function {fn}")
 
 
+def stored(text: str, dtype: str, compute: str) -> str:
+    """A value as memory of ``dtype`` takes it; what Triton converts by itself is left as it is."""
+    if dtype != "bf16":
+        return text
+    return f"to_bf16({text})" if compute == "f32" else f"to_bf16({text}.to(tl.float32))"
+
+
 DTYPES = {"f32": "tl.float32", "f64": "tl.float64"}
 
-__all__ = ["COMPARE", "DTYPES", "LOGIC", "PREAMBLE", "TRUTHS", "numeric"]
+__all__ = ["COMPARE", "DTYPES", "LOGIC", "PREAMBLE", "TRUTHS", "numeric", "stored"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenfuse.emit.triton.functions import DTYPES, PREAMBLE
+from tenfuse.emit.triton.functions import DTYPES, PREAMBLE, stored
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen
 from tenfuse.emit.triton.values import Values
 from tenfuse.emit.triton.writer import Writer
@@ -184,6 +184,7 @@ class _Emitter:
         at = self._positions_of(operand, axes)
         masks += self._before_end(at, self.space.ordered(axes)) if at else []
         guard = f", mask={' & '.join(masks)}" if masks else ""
+        value = stored(value, operand.dtype, self.kernel.compute)
         self.writer.line(f"tl.store({pointer}, {value}{guard})")
 
     def _address(self, place: int, axes: Sequence[AxisName], storing: bool = False) -> tuple[str, list[str]]:

@@ -157,7 +157,7 @@ class Products:
         tile = self.product(factors)
         text = self.masked(tile, over, "0.0")
         if self.dots in ("bf16", "f16") and self.compute == "f32":
-            text = f"{text}.to({'tl.bfloat16' if self.dots == 'bf16' else 'tl.float16'})"
+            text = f"factor_bf16({text})" if self.dots == "bf16" else f"{text}.to(tl.float16)"
         own = roles.right if second else roles.left
         groups = (roles.summed, own) if second else (own, roles.summed)
         order = (*roles.batch, *groups[0], *groups[1])
