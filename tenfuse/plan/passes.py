@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from tenfuse.algebra.parts import feeding, reached
 from tenfuse.step.program import (
@@ -69,7 +69,7 @@ def passes(program: StepProgram, held: str, kept: Collection[int]) -> tuple[Part
 class _Splitter:
     def __init__(self, program: StepProgram, held: str, kept: Collection[int]) -> None:
         self.program, self.held, self.kept = program, held, set(kept)
-        self.axes = program.axes_of()
+        self.axes, self.free = program.axes_of(), program.parallel_axes()
         self.dependent = reached(program, ("carry",))
         self.core = feeding(program) & self.dependent
         self.inner = only_summed(program)
@@ -77,12 +77,13 @@ class _Splitter:
         self.costly = self._costly()
 
     def run(self) -> tuple[Part, ...]:
-        after = self._needed([o.ref for o in self.program.outs])
+        behind = (self._needed([o.ref for o in self.program.outs]) & self.dependent) - self.core
         cross = sorted(
-            {r for i in self.core for r in self._frontier(i) if r in self.costly}
-            | {r for i in after & self.dependent for r in self._frontier(i) if r in self.solved}
+            {r for i in self.core for r in self._frontier(i) if r in self.costly and self._worth(r)}
+            | {r for i in behind for r in self._frontier(i) if r in self.solved}
         )
-        return (*self._front(cross), self._recurrence(cross), *self._behind(cross))
+        passed = sorted(r for r in self._passed(behind) if r not in cross)
+        return (*self._front(cross), self._recurrence(cross, passed), *self._behind(cross, passed))
 
     # -- what is costly -----------------------------------------------------------------
 
@@ -104,8 +105,36 @@ class _Splitter:
         return self._above(heavy)
 
     def _entries(self, ref: Ref) -> int:
-        free = self.program.parallel_axes()
-        return math.prod(self.program.sizes[a] for a in self.axes[ref] if a not in free)
+        return math.prod(self.program.sizes[a] for a in self.axes[ref] if a not in self.free)
+
+    def _worth(self, ref: Ref) -> bool:
+        """Whether handing a value on moves less than what it is computed from, or saves a system."""
+        if ref in self.solved:
+            return True
+        leaves = {
+            r for r in self._needed([ref]) if isinstance(self.program.nodes[r], Input)
+        }  # fmt: skip
+        return 2 * self._entries(ref) <= sum(self._entries(r) for r in leaves)
+
+    def _passed(self, behind: set[Ref]) -> set[Ref]:
+        """What the recurrence computes at a cost and passes on: values that what is behind reads."""
+        read = {f for i in behind for a in arguments(self.program.nodes[i]) for f in self._core_factors(a)}
+        read |= {o.ref for o in self.program.outs if o.ref in self.core}
+        carried = {c.next for c in self.program.carries}
+        limit = max((self._entries(r) for r in carried), default=0)
+        return {r for r in read if self._entries(r) < limit and self._heavy_core(r)}
+
+    def _core_factors(self, ref: Ref) -> set[Ref]:
+        if ref in self.inner:
+            return {f for a in arguments(self.program.nodes[ref]) for f in self._core_factors(a)}
+        return {ref} & self.core
+
+    def _heavy_core(self, ref: Ref) -> bool:
+        nodes = self._needed([ref]) & self.core
+        return any(
+            isinstance(n, Contract) and self._entries(n.arg) >= COSTLY
+            for n in (self.program.nodes[i] for i in nodes)
+        )
 
     def _frontier(self, ref: Ref) -> set[Ref]:
         """State-free values that a node reads; of a product that is only summed, its factors."""
@@ -133,26 +162,43 @@ class _Splitter:
     def _front(self, cross: list[Ref]) -> tuple[Part, ...]:
         if not cross:
             return ()
-        outs = [(r, tuple(sorted(self.axes[r]))) for r in cross]
+        outs = [OutSpec(r, tuple(sorted(self.axes[r]))) for r in cross]
         names = tuple(("cross", m) for m in range(len(cross)))
         return (Part(self._program({}, outs, ()), names, True),)
 
-    def _recurrence(self, cross: list[Ref]) -> Part:
+    def _recurrence(self, cross: list[Ref], passed: list[Ref]) -> Part:
         read = self._read(cross)
+        outs = [OutSpec(r, tuple(sorted(self.axes[r]))) for r in passed]
+        names = [("cross", len(cross) + m) for m in range(len(passed))]
         states = [*range(len(self.program.carries))]
         carried = [(Input("carry", i, self.program.carries[i].axes), i) for i in states]
-        made = self._program(read, [], self.program.carries, [node for node, _ in carried])
-        return Part(made, tuple((self.held, i) for _, i in carried), False)
+        made = self._program(read, outs, self.program.carries, [node for node, _ in carried])
+        return Part(made, (*names, *((self.held, i) for _, i in carried)), False)
 
-    def _behind(self, cross: list[Ref]) -> tuple[Part, ...]:
-        if not self.program.outs:
-            return ()
-        read: dict[Ref, Input] = self._read(cross)
+    def _behind(self, cross: list[Ref], passed: list[Ref]) -> tuple[Part, ...]:
+        read: dict[Ref, Input] = self._read([*cross, *passed])
         for i, node in enumerate(self.program.nodes):
             if isinstance(node, Input) and node.kind == "carry":
                 read[i] = Input(self.held, node.index, node.axes)
-        outs = [(o.ref, o.axes) for o in self.program.outs]
-        return (Part(self._program(read, outs, ()), tuple(("out", j) for j in range(len(outs))), True),)
+        groups: dict[frozenset[str], list[int]] = {}
+        for j, out in enumerate(self.program.outs):
+            groups.setdefault(self._group(out), []).append(j)
+        return tuple(
+            Part(
+                self._program(read, [self.program.outs[j] for j in chosen], ()),
+                tuple(("out", j) for j in chosen),
+                True,
+            )
+            for chosen in groups.values()
+        )
+
+    def _group(self, out: OutSpec) -> frozenset[str]:
+        """Outputs over the same axes of the state are computed together: apart from the others they
+        need no tile over all axes, which would not fit in registers beside the others'."""
+        state = {a for c in self.program.carries for a in c.axes} - self.free
+        if math.prod(self.program.sizes[a] for a in state) < COSTLY:
+            return frozenset()
+        return frozenset(out.axes) & frozenset(state)
 
     def _read(self, cross: list[Ref]) -> dict[Ref, Input]:
         return {r: Input("cross", m, tuple(sorted(self.axes[r]))) for m, r in enumerate(cross)}
@@ -160,12 +206,12 @@ class _Splitter:
     def _program(
         self,
         read: Mapping[Ref, Input],
-        outs: list[tuple[Ref, tuple[str, ...]]],
+        outs: Sequence[OutSpec],
         carries: tuple[CarrySpec, ...],
         states: Collection[Input] = (),
     ) -> StepProgram:
         build, place = Builder(), dict[Ref, Ref]()
-        roots = [r for r, _ in outs] + [c.next for c in carries]
+        roots = [o.ref for o in outs] + [c.next for c in carries]
         needed = set(roots)
         for i in reversed(range(len(self.program.nodes))):
             if i in needed and i not in read:
@@ -173,7 +219,7 @@ class _Splitter:
         for i in sorted(needed):
             node = read.get(i, self.program.nodes[i])
             place[i] = build.add(with_arguments(node, [place[a] for a in arguments(node)]))
-        specs = tuple(OutSpec(place[r], axes) for r, axes in outs)
+        specs = tuple(dataclasses.replace(o, ref=place[o.ref]) for o in outs)
         specs += tuple(OutSpec(build.add(node), node.axes) for node in states)
         made = StepProgram(
             tuple(build.nodes), self.program.sizes,
