@@ -81,7 +81,14 @@ def tanh_single(x):
     q = x * x
     p = q * (-1.0 / 3.0 + q * (2.0 / 15.0 + q * (-17.0 / 315.0 + q * (62.0 / 2835.0))))
     y = (1.0 - e) / (1.0 + e)
-    return tl.where(a < 0.25, x + x * p, tl.where(x < 0.0, -y, y))
+    return tl.where(a < 0.25, x * (1.0 + p), tl.where(x < 0.0, -y, y))
+
+
+@triton.jit
+def sigmoid(x):
+    # With the exponential that does not overflow: small values are not rounded to zero.
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x < 0.0, e, 1.0) / (1.0 + e)
 
 
 @triton.jit
@@ -130,7 +137,7 @@ def atan(x):
     p = 1.0 / 3.0 - q * p
     y = 4.0 * (y - y * q * p)
     y = tl.where(inverse, 1.5707963267948966 - y, y)
-    return tl.where(x < 0.0, -y, y)
+    return tl.where(x < 0.0, -y, tl.where(x == 0.0, x, y))
 
 
 @triton.jit
@@ -142,16 +149,20 @@ def atan2(y, x):
     negative = (x < 0.0) | ((x == 0.0) & (1.0 / x < 0.0))
     angle = tl.where(negative, 3.141592653589793 - angle, angle)
     below = (y < 0.0) | ((y == 0.0) & (1.0 / y < 0.0))
-    return tl.where((x != x) | (y != y), x + y, tl.where(below, -angle, angle))
+    return tl.where((x != x) | (y != y), x + y, tl.where(below, angle * -1.0, angle))
 
 
 @triton.jit
 def power(x, y):
     whole = tl.floor(y) == y
     odd = whole & (y - 2.0 * tl.floor(y * 0.5) == 1.0)
-    size = tl.exp2(y * tl.log2(tl.abs(x)))
-    signed = tl.where((x < 0.0) & odd, -size, tl.where((x < 0.0) & ~whole, float("nan"), size))
-    return tl.where((y == 0.0) | (x == 1.0), 1.0, signed)
+    # In double precision: an error of the logarithm is multiplied by the exponent.
+    size = tl.exp2(y.to(tl.float64) * tl.log2(tl.abs(x).to(tl.float64))).to(x.dtype)
+    negative = (x < 0.0) | ((x == 0.0) & (1.0 / x < 0.0))
+    none = (x < 0.0) & (x > float("-inf")) & ~whole
+    signed = tl.where(negative & odd, size * -1.0, tl.where(none, float("nan"), size))
+    one = (y == 0.0) | (x == 1.0) | ((x == -1.0) & (tl.abs(y) == float("inf")))
+    return tl.where(one, 1.0, signed)
 
 
 @triton.jit
@@ -194,7 +205,7 @@ _CALLS = {
     "log1p": "log1p", "sqrt": "tl.sqrt_rn", "root": "tl.sqrt_rn", "sin": "tl.sin", "cos": "tl.cos",
     "tanh": "tanh_single", "erf": "tl.erf", "atan": "atan", "atan2": "atan2", "abs": "tl.abs",
     "maximum": "highest", "minimum": "lowest", "clamp_min": "highest", "clamp_max": "lowest",
-    "logaddexp": "logaddexp", "softplus": "softplus", "floor": "tl.floor", "ceil": "tl.ceil",
+    "logaddexp": "logaddexp", "softplus": "softplus", "sigmoid": "sigmoid", "floor": "tl.floor", "ceil": "tl.ceil",
     "trunc": "trunc", "round": "round_even", "pow": "power",
 }  # fmt: skip
 _DOUBLE = {"sqrt": "tl.sqrt", "root": "tl.sqrt", "tanh": "tanh"}
@@ -205,11 +216,11 @@ LOGIC = {"logical_and": "&", "logical_or": "|"}
 TRUTHS = {*COMPARE, *LOGIC, "logical_not", "isnan"}
 """Functions whose value is a tile of truth values."""
 _OTHER: dict[str, Callable[..., str]] = {
-    "neg": lambda x: f"-{x}",
-    "sigmoid": lambda x: f"1.0 / (1.0 + tl.exp(-{x}))",
+    # Not -x, which Triton reads as 0 - x: the sign of zero.
+    "neg": lambda x: f"{x} * -1.0",
     "rsqrt": lambda x: f"1.0 / tl.sqrt({x})",
     "sign": lambda x: f"tl.where({x} > 0.0, 1.0, tl.where({x} < 0.0, -1.0, 0.0))",
-    "relu": lambda x: f"tl.where({x} <= 0.0, 0.0, {x})",
+    "relu": lambda x: f"tl.where({x} < 0.0, 0.0, {x})",
     "cut": lambda x: x,
     "isnan": lambda x: f"({x} != {x})",
 }
@@ -227,7 +238,7 @@ def numeric(fn: str, args: Sequence[str], compute: str) -> str:
         name = _DOUBLE.get(fn, _CALLS[fn]) if precise else _CALLS[fn]
         return f"{name}({', '.join(args)})"
     if fn == "round_bf16":
-        return f"round_bf16({args[0]})" if not precise else f"round_bf16({args[0]}.to(tl.float32)).to(tl.float64)"
+        return f"round_bf16({args[0]}.to(tl.float32)).to({DTYPES[compute]})"
     if fn in _ROUND:
         return f"{args[0]}.to({_ROUND[fn]}).to({DTYPES[compute]})"
     if fn in _OTHER:

@@ -19,7 +19,9 @@ from tests.emit.triton.tileharness import Bench, agree, interpreted
 pytestmark = interpreted
 STYLES = ("plain", "reversed", "gaps")
 STEPS = 3
-DEFAULT, ALL = range(24), range(24, 400)
+LARGE = {0, 9, 21}
+"""Seeds whose programs have many instances."""
+DEFAULT = [s for s in range(24) if s not in LARGE]
 
 
 def small(seed):
@@ -29,11 +31,10 @@ def small(seed):
     return dataclasses.replace(program, sizes=sizes)
 
 
-def seeds(count):
-    return [*count, *(pytest.param(s, marks=pytest.mark.slow) for s in ALL)]
+SEEDS = [*DEFAULT, *(pytest.param(s, marks=pytest.mark.slow) for s in range(300) if s not in DEFAULT)]
 
 
-@pytest.mark.parametrize("seed", seeds(DEFAULT))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_forward(seed):
     dtype, compute = (("f32", "f32"), ("f64", "f64"), ("bf16", "f32"), ("f16", "f32"))[seed % 4]
     bench = Bench(small(seed), STEPS, dtype, compute, STYLES[seed % 3], seed)
@@ -48,7 +49,7 @@ def test_forward(seed):
         agree(mine, theirs, stored, (seed, "out", i))
 
 
-@pytest.mark.parametrize("seed", seeds(DEFAULT))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_backward(seed):
     """The adjoint is a program like any other; the states it reads were kept at every step."""
     program = small(seed)
@@ -68,9 +69,7 @@ def test_backward(seed):
     ends = list(bench.inits)
     bench.xs |= {i: forward.xs[i] for i in bench.xs if i < first}
     bench.xs |= {last + n: s for n, s in enumerate(states)}
-    cotangents = [
-        bench.xs.get(first + j, _zeros(program, out.axes)) for j, out in enumerate(program.outs)
-    ]
+    cotangents = [bench.xs.get(first + j, _zeros(program, out.axes)) for j, out in enumerate(program.outs)]
     wanted = reference(
         program, forward.inits, forward.xs, forward.invariants, STEPS, reverse,
         [e.double() for e in ends], cotangents,
@@ -88,4 +87,3 @@ def test_backward(seed):
 
 def _zeros(program, axes):
     return torch.zeros([STEPS, *[program.sizes[a] for a in axes]], dtype=torch.float64)
-

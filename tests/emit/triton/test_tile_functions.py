@@ -1,0 +1,113 @@
+"""Every function of the IR as a kernel on tiles computes it, against torch in fp64."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_functions import inputs
+
+from tenfuse.plan.kernel import Operand
+from tenfuse.plan.tile import TileKernel
+from tenfuse.plan.tiling import tiling
+from tenfuse.runtime.launch import DTYPES
+from tenfuse.runtime.tiles import TileLauncher
+from tenfuse.step.functions import FUNCTIONS
+from tenfuse.step.program import Builder, OutSpec, StepProgram
+from tests.emit.triton.tileharness import interpreted
+
+pytestmark = interpreted
+ROUNDED = ("round_bf16", "round_f16", "round_f32")
+ULPS = {
+    "logaddexp": 4, "tanh": 3, "log1p": 4, "expm1": 4, "sigmoid": 4, "exp2": 3, "log2": 4,
+    "atan": 4, "atan2": 5, "softplus": 4, "rsqrt": 3,
+}  # fmt: skip
+"""In units of eps relative to the result."""
+POWERS = 600
+"""Of ``pow`` in double precision: the exponent multiplies the rounding of the logarithm."""
+
+
+def apply(fn, args, compute):
+    """One step of a kernel that is nothing but ``fn``."""
+    b = Builder()
+    y = b.call(fn, *(b.input("stream", i, ("d",)) for i in range(len(args))))
+    n = args[0].numel()
+    program = StepProgram(tuple(b.nodes), {"d": n}, (), (OutSpec(y, ("d",)),))
+    out = torch.full((1, n), float("nan"), dtype=DTYPES[compute])
+    operands = [Operand("stream", i, compute, ("d",), "d") for i in range(len(args))]
+    operands.append(Operand("out", 0, compute, ("d",), "d"))
+    kernel = TileKernel(program, tuple(operands), tiling(program, operands), compute)
+    TileLauncher(kernel)([*(a[None].contiguous() for a in args), out], 1)
+    return out[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compute", ["f32", "f64"])
+@pytest.mark.parametrize("fn", [f for f in FUNCTIONS if f not in ROUNDED])
+def test_function(fn, compute):
+    dtype = DTYPES[compute]
+    args = inputs(fn, FUNCTIONS[fn].arity, dtype)
+    got = apply(fn, args, compute)
+    native = FUNCTIONS[fn].torch(*args)
+    want = FUNCTIONS[fn].torch(*(a.double() for a in args))
+    rounded = want.to(dtype)
+    finite = torch.isfinite(rounded) & torch.isfinite(native)
+    odd = ~finite & ~(torch.isfinite(rounded) ^ torch.isfinite(native))
+    assert torch.equal(torch.isnan(got[odd]), torch.isnan(native[odd])), fn
+    sure = odd & ~torch.isnan(native)
+    assert torch.equal(got[sure], native[sure]), fn
+    eps = torch.finfo(dtype).eps
+    size = want.abs().clamp_min(torch.finfo(dtype).tiny)
+    if fn in ("sin", "cos"):
+        size = size.clamp_min(0.1)
+    if fn == "logaddexp":  # the larger argument and the correction may cancel
+        size = torch.maximum(size, torch.maximum(*(a.double() for a in args)).abs().nan_to_num(posinf=0.0))
+    error = ((got.double() - want).abs() / (size * eps))[finite]
+    worst = error.nan_to_num(float("inf")).argmax()
+    limit = POWERS if (fn, compute) == ("pow", "f64") else ULPS.get(fn, 2.5)
+    assert error[worst] <= limit, (float(error[worst]), [a[finite][worst] for a in args])
+
+
+@pytest.mark.parametrize("name,dtype", [("round_bf16", torch.bfloat16), ("round_f16", torch.float16)])
+def test_rounding(name, dtype):
+    bits = torch.arange(-(2**31), 2**31, 65537 * 97, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    halfway = (torch.arange(0, 2**16, 37, dtype=torch.int32) * 65536 + 32768).view(torch.float32)
+    tiny = torch.arange(0, 512).float() * 2.0**-26
+    for values in (bits, halfway, tiny, -tiny):
+        got, want = apply(name, [values], "f32"), values.to(dtype).float()
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+ODD = (
+    "sqrt",
+    "neg",
+    "relu",
+    "trunc",
+    "round",
+    "floor",
+    "ceil",
+    "tanh",
+    "expm1",
+    "log1p",
+    "sin",
+    "atan",
+    "erf",
+)
+
+
+@pytest.mark.parametrize("fn", ODD)
+def test_zeros_keep_their_sign(fn):
+    zeros = torch.tensor([0.0, -0.0])
+    want = FUNCTIONS[fn].torch(zeros)
+    assert torch.equal(torch.signbit(apply(fn, [zeros], "f32")), torch.signbit(want)), fn
+
+
+@pytest.mark.parametrize("fn", ["exp", "expm1", "log1p", "tanh", "sigmoid", "softplus", "atan", "sin"])
+def test_near_zero(fn):
+    """Where a formula could cancel: relative accuracy down to the smallest normal numbers."""
+    values = torch.cat([s * torch.logspace(-38, -0.1, 200, dtype=torch.float64) for s in (1.0, -1.0)]).float()
+    got, want = apply(fn, [values], "f32").double(), FUNCTIONS[fn].torch(values.double())
+    error = (got - want).abs() / (want.abs().clamp_min(2.0**-126) * 2.0**-23)
+    assert error.max() <= ULPS.get(fn, 2.5), (float(error.max()), float(values[error.argmax()]))
