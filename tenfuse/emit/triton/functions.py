@@ -205,8 +205,8 @@ _CALLS = {
     "log1p": "log1p", "sqrt": "tl.sqrt_rn", "root": "tl.sqrt_rn", "sin": "tl.sin", "cos": "tl.cos",
     "tanh": "tanh_single", "erf": "tl.erf", "atan": "atan", "atan2": "atan2", "abs": "tl.abs",
     "maximum": "highest", "minimum": "lowest", "clamp_min": "highest", "clamp_max": "lowest",
-    "logaddexp": "logaddexp", "softplus": "softplus", "sigmoid": "sigmoid", "floor": "tl.floor", "ceil": "tl.ceil",
-    "trunc": "trunc", "round": "round_even", "pow": "power",
+    "logaddexp": "logaddexp", "softplus": "softplus", "sigmoid": "sigmoid", "floor": "tl.floor",
+    "ceil": "tl.ceil", "trunc": "trunc", "round": "round_even", "pow": "power",
 }  # fmt: skip
 _DOUBLE = {"sqrt": "tl.sqrt", "root": "tl.sqrt", "tanh": "tanh"}
 """Other names in double precision."""
