@@ -19,6 +19,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tenfuse.emit.cpp.isa import AVX2, AVX512, NEON, SSE, Isa
 from tenfuse.reasons import COMPILE_FAILED, NO_COMPILER, refuse
 from tenfuse.runtime import cache
@@ -52,8 +54,8 @@ class Compiler:
     def isa(self) -> Isa:
         for macro, isa in (("__AVX512F__", AVX512), ("__AVX2__", AVX2), ("__ARM_NEON", NEON)):
             if f"#define {macro} " in self.macros:
-                return isa
-        return SSE
+                return dataclasses.replace(isa, cores=torch.get_num_threads())
+        return dataclasses.replace(SSE, cores=torch.get_num_threads())
 
 
 def compiler() -> Compiler:

@@ -11,7 +11,7 @@ the shares.
 from __future__ import annotations
 
 from tenfuse.emit.cpp.memory import Memory
-from tenfuse.emit.cpp.spaces import Axis, Spaces
+from tenfuse.emit.cpp.spaces import Axis
 from tenfuse.step.program import AxisName
 
 
@@ -70,16 +70,19 @@ def _tasks(memory: Memory, shared: bool) -> list[str]:
     if tiles:
         lines += ["if (tasks > 0) {"]
         for a, axis in sorted(tiles, key=lambda t: t[0] == spaces.row):
-            lines += _tile(spaces, memory.settled.lanes, a, axis)
+            few = a == spaces.row and (spaces.shared or shared)
+            lines += _tile(memory.settled.lanes, axis, "threads" if few else "4 * threads", a == spaces.row)
         lines += ["}"]
     return lines + (early if tiles else [])
 
 
-def _tile(spaces: Spaces, lanes: int, name: AxisName, axis: Axis) -> list[str]:
-    """The run of a tile axis that one task takes, chosen at launch."""
-    i = axis.id
-    parts = "threads" if name == spaces.row and spaces.shared else "4 * threads"
-    grain = 1 if name == spaces.row else 4 * lanes
+def _tile(lanes: int, axis: Axis, parts: str, row: bool) -> list[str]:
+    """The run of a tile axis that one task takes, chosen at launch for ``parts`` tasks.
+
+    One per thread where rows share loads, or where every task adds to what others sum too:
+    all tasks are then as long, and each repeats what does not depend on its rows.
+    """
+    i, grain = axis.id, 1 if row else 4 * lanes
     return [
         f"{{ const int64_t want = ({parts} + tasks - 1) / tasks;",
         f"  int64_t tile = ((N{i} + want - 1) / want + {grain - 1}) / {grain} * {grain};",

@@ -1,4 +1,4 @@
-"""The machine an emitter writes for: vector width and number of vector registers.
+"""The machine an emitter writes for: vector width, vector registers, and threads.
 
 Takes and leaves nothing else.  The text is plain C++ with the vector extensions that GCC
 and Clang share, so an ``Isa`` only steers choices; any of them is correct anywhere.
@@ -14,6 +14,8 @@ class Isa:
     name: str
     vector_bytes: int
     registers: int
+    cores: int = 8
+    """Threads that kernels will be run by, as far as is known when they are written."""
 
     def lanes(self, compute: str) -> int:
         return self.vector_bytes // (8 if compute == "f64" else 4)

@@ -77,8 +77,7 @@ class NestWriter:
                 self.values.define(ref, at)
         for store in stores:
             if store not in ready:
-                for at in self.frame.combos(store.axes):
-                    self.values.store(store, at)
+                self.sums.store(store)
 
     def _positions(self, level: int, direct: list[Ref], ready: list[Store]) -> None:
         """Values, sums and stores of one level, as many unrolled positions together as have

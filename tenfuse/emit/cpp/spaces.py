@@ -21,8 +21,9 @@ from tenfuse.step.program import AxisName, Contract, Input
 
 STATE_LIMIT = 64 << 20
 """Bytes of state that one task may hold after every parallel axis was tiled."""
-TASKS = 8
-"""Tasks below which the processors of a common machine would not all have work."""
+FEWEST, MOST = 4, 8
+"""Tasks that a kernel should have at least, on few processors and on many.  Every cut of an
+axis narrows its rows, and sums over a row of few vectors cost as much as the rest of it."""
 FORWARD_BUDGET = 32 << 10
 BACKWARD_BUDGET = 1152 << 10
 
@@ -158,7 +159,8 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
     lanes = isa.lanes(kernel.compute)
     sizes = {**(kernel.recompute.sizes if kernel.recompute else {}), **kernel.program.sizes}
     dynamic = kernel.program.dynamic | (kernel.recompute.dynamic if kernel.recompute else frozenset())
-    par, cut, tile = _divide(kernel, sizes, lanes)
+    wanted = min(MOST, max(FEWEST, isa.cores))
+    par, cut, tile = _divide(kernel, sizes, lanes, wanted)
     mixing = frozenset(sizes) - par
     row, shared = _row_axis(kernel, par, tile, lanes)
     state = _width(kernel) * _state_entries(kernel, par)
@@ -174,7 +176,8 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
             found[a] = Axis("full", size, size, i)
         elif a == tile:
             cap, mixes = _budget(kernel) // max(state, 1), bool(_mixes(kernel, mixing))
-            found[a] = _tile(sizes[a], a in dynamic, lanes, cap, i, others, mixes)
+            parts = 1 if others >= FEWEST else -(-wanted // max(others, 1))
+            found[a] = _tile(sizes[a], a in dynamic, lanes, cap, i, parts, mixes)
         elif a == row:
             beside = found[tile].trips if tile in found else 1
             cap = _rows(kernel, a, shared, a in cut, max(state * beside, 1))
@@ -196,16 +199,16 @@ def _budget(kernel: Kernel) -> int:
 
 
 def _divide(
-    kernel: Kernel, sizes: Mapping[AxisName, int], lanes: int
+    kernel: Kernel, sizes: Mapping[AxisName, int], lanes: int, wanted: int
 ) -> tuple[frozenset[AxisName], frozenset[AxisName], AxisName | None]:
     """Axes that tasks are cut along, those among them that are not parallel, and the one vectorised."""
     par = task_parallel(kernel)
     tile = _tile_axis(kernel, par, frozenset(sizes) - par, lanes)
     tasks = math.prod(sizes[a] for a in par - {tile}) * (-(-sizes[tile] // (2 * lanes)) if tile else 1)
     state = _width(kernel) * _state_entries(kernel, par) * (min(sizes[tile], 2 * lanes) if tile else 1)
-    if tasks >= TASKS and state <= _budget(kernel):
+    if tasks >= wanted and state <= _budget(kernel):
         return par, frozenset(), tile
-    cut = _cut(kernel, par, sizes, lanes)
+    cut = _cut(kernel, par, sizes, lanes, wanted)
     return par | cut, cut, _tile_axis(kernel, par | cut, frozenset(sizes) - par - cut, lanes)
 
 
@@ -223,7 +226,7 @@ def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int) ->
 
 
 def _cut(
-    kernel: Kernel, par: frozenset[AxisName], sizes: Mapping[AxisName, int], lanes: int
+    kernel: Kernel, par: frozenset[AxisName], sizes: Mapping[AxisName, int], lanes: int, wanted: int
 ) -> frozenset[AxisName]:
     """Axes that tasks are cut along beside ``par``: one if it gives tasks enough, else all.
 
@@ -233,7 +236,7 @@ def _cut(
     width, budget = _width(kernel), _budget(kernel)
     for a in sorted(every, key=lambda a: (-sizes[a], a)):
         tasks = math.prod(sizes[o] for o in par) * (sizes[a] // (2 * lanes))
-        if tasks >= TASKS and width * _state_entries(kernel, par | {a}) * 2 * lanes <= budget:
+        if tasks >= wanted and width * _state_entries(kernel, par | {a}) * 2 * lanes <= budget:
             return frozenset({a})
     return every
 
@@ -258,15 +261,15 @@ def _mixes(kernel: Kernel, mixing: frozenset[AxisName]) -> frozenset[AxisName]:
     return frozenset(a for c in kernel.program.carries for a in c.axes) & mixing
 
 
-def _tile(size: int, dynamic: bool, lanes: int, cap: int, i: int, others: int, mixes: bool) -> Axis:
-    """The vectorised parallel axis: whole, cut evenly, or cut at launch."""
+def _tile(size: int, dynamic: bool, lanes: int, cap: int, i: int, parts: int, mixes: bool) -> Axis:
+    """The vectorised parallel axis: whole, cut evenly into so many ``parts``, or cut at launch."""
     cap = max(2 * lanes, min(cap, 1024) // (4 * lanes) * (4 * lanes))
     if dynamic:
         return Axis("tile", f"n{i}", cap, i)
-    if mixes and size <= cap and others >= 4:
+    if mixes and size <= cap and parts == 1:
         return Axis("full", size, size, i)
     if mixes:
-        even = _divisor(size, lanes, cap, max(1, 8 // max(others, 1)))
+        even = _divisor(size, lanes, cap, parts)
         if even:
             return Axis("tile", even, even, i)
     if size <= 4 * lanes:
