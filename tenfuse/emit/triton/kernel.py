@@ -29,7 +29,7 @@ def emit(kernel: TileKernel) -> str:
 def timed(kernel: TileKernel, operand: Operand) -> bool:
     """Whether the first dimension of an operand is time."""
     if operand.role == "out":
-        return not kernel.program.outs[operand.index].accumulate
+        return kernel.parallel or not kernel.program.outs[operand.index].accumulate
     return operand.role in ("stream", "state", "costate", "cross")
 
 
