@@ -187,7 +187,7 @@ FUNCTIONS: dict[str, Function] = {
     "round_bf16": Function(1, _rounded(torch.bfloat16), _identity),
     "round_f16": Function(1, _rounded(torch.float16), _identity),
     "round_f32": Function(1, _rounded(torch.float32), _identity),
-    "cut": Function(1, lambda x: x, _zero),
+    "cut": Function(1, torch.detach, _zero),
 }
 """``cut`` is the identity whose derivative is zero (``Tensor.detach``); ``root`` is the
 square root whose derivative at zero is zero, the subgradient that norms use; the clamps
