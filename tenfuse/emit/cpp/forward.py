@@ -28,7 +28,7 @@ def forward(memory: Memory) -> list[str]:
 def _asking(memory: Memory, step: list[str], backwards: bool) -> list[str]:
     """The step, with the streams of a later one asked for first."""
     asking = ahead.soon(memory.operands, step, memory.work)
-    distance = ahead.distance(memory.work) if asking else ahead.FURTHEST
+    distance = ahead.distance(memory.work)
     step = asking + step
     return ahead.lead(step, -distance if backwards else distance, f"r + {distance} < steps") + step
 
