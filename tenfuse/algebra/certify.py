@@ -20,8 +20,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
+from tenfuse.algebra.cases import by_cases, tied
 from tenfuse.algebra.evaluate import SEMIRINGS, Array, Evaluator, Named, array
 from tenfuse.algebra.recurrence import BLOCK, FORMS, Affine, Recurrence, Stage
 from tenfuse.algebra.shrink import shrunk
@@ -88,9 +90,17 @@ def certify(program: StepProgram, recurrence: Recurrence, work: int = WORK) -> C
     return attempt(claim, sizes, work, prove)
 
 
-def attempt(claim: str, sizes: dict[AxisName, int], work: int, prove: object) -> Certificate:
-    """The certificate for what ``prove(field)`` shows; it raises ``Differs`` or ``GaveUp``."""
-    assert callable(prove)
+Proof = Callable[[Field], None]
+"""Raises ``Differs`` or ``GaveUp`` unless what it shows is so."""
+
+
+def in_any_case(prove: Proof, recurrence: Recurrence) -> Proof:
+    """``prove`` as it is or, where the states depend on how values compare, in every case."""
+    return partial(by_cases, prove) if tied(recurrence) else prove
+
+
+def attempt(claim: str, sizes: dict[AxisName, int], work: int, prove: Proof) -> Certificate:
+    """The certificate for what ``prove`` shows."""
     start, field, note, unfinished = time.thread_time(), Field(work), "", False
     try:
         prove(field)
@@ -280,4 +290,4 @@ def same(field: Field, got: Array, want: Array, what: str) -> None:
 
 
 __all__ = ["WORK", "ZERO", "Certificate", "Differs", "attempt", "certificate_from_text",
-           "certificate_to_text", "certify", "same"]  # fmt: skip
+           "certificate_to_text", "certify", "in_any_case", "same"]  # fmt: skip

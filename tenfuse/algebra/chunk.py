@@ -12,8 +12,7 @@ is built again for that length, nothing is padded.
 The chunk's length changes nothing but rounding, with one exception that the plan must know:
 where gates exceed one and the update also erases, what a chunk sums grows with the product
 of the gates over the chunk while the state itself need not.  A NaN among the inputs of a
-step reaches the results of the whole chunk, not only of later steps.  Where a maximum of a
-semiring is attained twice, its gradient is shared among the two in another proportion.
+step reaches the results of the whole chunk, not only of later steps.
 
 Refuses with ``Unchunkable`` what has no such program: nonlinear stages, sums over time.
 """
@@ -24,6 +23,7 @@ import dataclasses
 from typing import Protocol
 
 from tenfuse.algebra.chunk_lowrank import ChunkedLowRank
+from tenfuse.algebra.chunk_ring import ChunkedRing
 from tenfuse.algebra.chunk_scan import ChunkedScan
 from tenfuse.algebra.decay import Positions
 from tenfuse.algebra.lift import Lift, Read, Unchunkable
@@ -122,6 +122,8 @@ class _Maker:
     def _stage(self, stage: Stage) -> States:
         if stage.form not in ("low-rank", "elementwise", "block", "dense", "semiring"):
             raise Unchunkable(f"a {stage.form} stage has no chunk program")
+        if stage.semiring != "sum-product":
+            return ChunkedRing(stage, self.program.carries, self.lift)
         if not self._by_rank(stage):
             return ChunkedScan(stage, self.program.carries, self.lift)
         parts = lowrank(stage, self.program.carries, self.lift)

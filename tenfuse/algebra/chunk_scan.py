@@ -10,8 +10,7 @@ states and the states after the chunk:
 Only the last line reads the state.  Where A is the same at every step, P is the same for
 all chunks.  Where b_t adds the states of an earlier stage, b_t = c_t + sum_i B_t,i g_i with g
 the values of its carries before the chunk, l answers to c and one more scan to every B_i (see
-``response``), so that no scan reads a state.  Other semirings have their own sum and product in place of + and x, and
-carries one by one only.
+``response``), so that no scan reads a state.
 Sources: Blelloch 1990, "Prefix sums and their applications"; Martin and Cundy 2018,
 "Parallelizing linear recurrent neural nets over sequence length".
 """
@@ -34,14 +33,6 @@ from tenfuse.step.program import (
     Shift,
 )
 
-_RINGS = {
-    "sum-product": ("add", "mul"),
-    "max-plus": ("maximum", "add"),
-    "min-plus": ("minimum", "add"),
-    "log-plus": ("logaddexp", "add"),
-    "or-and": ("logical_or", "logical_and"),
-}
-
 
 class ChunkedScan:
     """The states of a stage's carries, over the names ``axes`` of the first one's update.
@@ -54,7 +45,6 @@ class ChunkedScan:
         (self.row,) = lift.rows
         self.specs = [carries[j] for j in stage.carries]
         self.axes = self.specs[0].next_axes
-        self.plus, self.times = _RINGS[stage.semiring]
         self.member: AxisName = ""
         self.local: Ref | None = None
         self.answers: tuple[Response, ...] = ()
@@ -65,8 +55,6 @@ class ChunkedScan:
         forms = [self._form(i) for i in range(len(self.specs))]
         self.mixed = self._mixed(forms)
         several = len(self.specs) > 1
-        if (self.mixed or several) and stage.semiring != "sum-product":
-            raise Unchunkable("a matrix in another semiring than sum and product")
         self.member = lift.fresh("member", len(self.specs)) if several else ""
         lead = (self.member,) if several else ()
         self.rows = (*lead, *self.mixed)
@@ -84,7 +72,7 @@ class ChunkedScan:
 
     def split(self, read: Read) -> Linear | None:
         """The read as a sum linear in the carries before the chunk, where the gate reads no state."""
-        if self.stage.semiring != "sum-product" or self.sums.stateful(self.power):
+        if self.sums.stateful(self.power):
             return None
         i = self.stage.carries.index(read.carry)
         moved, back = aligned_to(self.build, read, self.axes, self.lift.fresh)
@@ -130,17 +118,14 @@ class ChunkedScan:
         """``l + P h_0`` of carry ``i``, and what earlier stages add."""
         found = self._started(i, power)
         if local is not None:
-            found = self.build.call(self.plus, self._member(local, self.member, i), found)
+            found = self.build.call("add", self._member(local, self.member, i), found)
         answers = value(self.sums, Linear(None, tuple(self._answers(i, at))))
         return self.sums.add([found, *answers]) if answers else found
 
     def _started(self, i: int, power: Ref) -> Ref:
         """``P h_0``: what is left of the carries' values before the chunk."""
-        names = dict(zip(self.rows, self.starts, strict=True))
         if not self.rows:
-            return self.build.call(
-                self.times, power, self.build.input("carry", self.stage.carries[i], self.axes)
-            )
+            return self.build.call("mul", power, self.build.input("carry", self.stage.carries[i], self.axes))
         return self.sums.add(value(self.sums, Linear(None, tuple(self._own(i, power)))))
 
     def _own(self, i: int, power: Ref) -> list[Response]:
@@ -209,11 +194,7 @@ class ChunkedScan:
 
     def _inflow(self, offset: Ref | None) -> Linear:
         """What an update adds, as a sum linear in the states of earlier stages where it is one."""
-        if offset is None:
-            return Linear()
-        if self.stage.semiring != "sum-product":
-            return Linear(self.lift.value(offset))
-        return self.lift.linear(offset)
+        return Linear() if offset is None else self.lift.linear(offset)
 
     def _mixed(self, forms: Sequence[Form]) -> tuple[AxisName, ...]:
         """The axes of the carry that some term sums over."""
@@ -256,34 +237,12 @@ class ChunkedScan:
         )
 
     def _build_gate(self, form: Form) -> None:
-        b, ring = self.build, self.stage.semiring
-        gates = [self._chained(self.times, [self._truth(f) for f in r.factors]) for r in form.reads]
-        if ring == "sum-product":
-            gate = self.sums.add(self.sums.product(r.factors, r.bound) for r in form.reads)
-        elif not gates or any(r.bound for r in form.reads):
-            raise Unchunkable("a stage in another semiring that is not elementwise")
-        else:
-            gate = self._chained(self.plus, gates)
+        b = self.build
+        gate = self.sums.add(self.sums.product(r.factors, r.bound) for r in form.reads)
         if form.offset is not None:
-            self.local = b.add(Scan(self.row, gate, self._truth(form.offset), semiring=ring))
+            self.local = b.add(Scan(self.row, gate, form.offset))
         self._answer(lambda arg: b.add(Scan(self.row, gate, arg)))
-        if ring in ("sum-product", "or-and"):
-            self.power = running(b, gate, self.row, self._length(), semiring=ring)
-        else:
-            self.power = b.add(Scan(self.row, b.const(1.0), gate))
-
-    def _truth(self, ref: Ref) -> Ref:
-        """Where the ring is that of truth values, any number but zero is true."""
-        return self.build.call("ne", ref, self.build.const(0.0)) if self.plus == "logical_or" else ref
-
-    def _chained(self, fn: str, refs: Sequence[Ref]) -> Ref:
-        """``fn`` of all of them; of none, what changes nothing as a factor."""
-        if not refs:
-            return self.build.const(1.0 if self.times in ("mul", "logical_and") else 0.0)
-        total = refs[0]
-        for ref in refs[1:]:
-            total = self.build.call(fn, total, ref)
-        return total
+        self.power = running(b, gate, self.row, self._length())
 
     def _matrix(self, forms: Sequence[Form]) -> Ref:
         """``A`` over ``rows`` and ``cols``."""

@@ -112,9 +112,9 @@ def _log(f: Field, a: Poly) -> Poly:
 
 
 def _maximum(f: Field, a: Poly, b: Poly) -> Poly:
-    x, y = a.number(), b.number()
-    if x is not None and y is not None:
-        return a if x >= y else b
+    first = f.sign(f.sub(a, b))
+    if first is not None:
+        return a if first >= 0 else b
     both = f.add(_exponential(f, a, "texp", "tlog"), _exponential(f, b, "texp", "tlog"))
     return _logarithm(f, _idempotent(both), "tlog", "texp")
 
@@ -142,17 +142,17 @@ def _not(f: Field, a: Poly) -> Poly:
 
 def _equal(f: Field, a: Poly, b: Poly) -> Poly:
     gap = f.sub(a, b)
-    number = gap.number()
-    if number is not None:
-        return ZERO if number else ONE
+    null = f.null(gap)
+    if null is not None:
+        return ONE if null else ZERO
     return f.atom("eq", (_signed(f, gap)[0],), boolean=True)
 
 
 def _less(f: Field, a: Poly, b: Poly) -> Poly:
     gap = f.sub(b, a)
-    number = gap.number()
-    if number is not None:
-        return ONE if number > 0 else ZERO
+    sign = f.sign(gap)
+    if sign is not None:
+        return ONE if sign > 0 else ZERO
     one, lead = _signed(f, gap)
     return f.atom("positive", (f.scaled(one, 1 if lead > 0 else -1),), boolean=True)
 

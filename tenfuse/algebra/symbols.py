@@ -282,6 +282,16 @@ class Field:
 
         return self.value(a) == 0 and unfolded_zero(self, a, most)
 
+    def sign(self, a: Poly) -> int | None:
+        """That of ``a``, where it is known."""
+        number = a.number()
+        return None if number is None else (number > 0) - (number < 0)
+
+    def null(self, a: Poly) -> bool | None:
+        """Whether ``a`` is zero, where it is known."""
+        number = a.number()
+        return None if number is None else not number
+
     def never_zero(self, a: Poly) -> bool:
         """Whether no choice of truth values makes ``a`` the zero polynomial.
 
