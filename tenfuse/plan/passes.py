@@ -69,7 +69,8 @@ def passes(program: StepProgram, held: str, kept: Collection[int]) -> tuple[Part
 class _Splitter:
     def __init__(self, program: StepProgram, held: str, kept: Collection[int]) -> None:
         self.program, self.held, self.kept = program, held, set(kept)
-        self.axes, self.free = program.axes_of(), program.parallel_axes()
+        self.axes = program.axes_of()
+        self.free = _batch(program)
         self.dependent = reached(program, ("carry",))
         self.core = feeding(program) & self.dependent
         self.inner = only_summed(program)
@@ -228,6 +229,13 @@ class _Splitter:
         made = _used(prune(made))
         validate(made)
         return made
+
+
+def _batch(program: StepProgram) -> frozenset[str]:
+    """The parallel axes that every stream and every state has."""
+    over = [n.axes for n in program.nodes if isinstance(n, Input) and n.kind != "invariant"]
+    over += [c.axes for c in program.carries]
+    return frozenset(a for a in program.parallel_axes() if all(a in own for own in over))
 
 
 def _used(program: StepProgram) -> StepProgram:

@@ -19,9 +19,10 @@ from tenfuse.plan.tile import padded
 from tenfuse.plan.tiled import Stepped
 from tenfuse.step.program import StepProgram, only_summed
 
-LENGTHS = (64, 32, 16, 8)
-ROOM = 1 << 14
-"""Entries of the largest tile of a chunk program, along axes that cannot be split."""
+LENGTHS = (64, 32, 16)
+ROOM, SCANNED = 1 << 14, 1 << 9
+"""Entries of the largest tile of a chunk program along axes that cannot be split: where it
+multiplies matrices, and where it scans, which holds many tiles at once."""
 
 
 def candidates(
@@ -49,10 +50,11 @@ def stepped(program: StepProgram, recurrence: Recurrence, length: int, ragged_en
         made = chunk(program, normal, length, length)
     except Unchunkable:
         return None
-    inner = _inner(made.program, frozenset(made.rows))
-    if inner > max(ROOM, _inner(program, frozenset())):
+    matrices = recurrence.form in ("low-rank", "dense")
+    room = max(ROOM, _inner(program, frozenset())) if matrices else SCANNED
+    if length > LENGTHS[-1] and _inner(made.program, frozenset(made.rows)) > room:
         return None
-    return Stepped(made.program, made.rows, within, apart=recurrence.form in ("low-rank", "dense"))
+    return Stepped(made.program, made.rows, within, apart=matrices)
 
 
 def _inner(program: StepProgram, rows: frozenset[str]) -> int:

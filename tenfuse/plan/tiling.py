@@ -14,13 +14,15 @@ from collections.abc import Collection, Mapping
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tile import Tiling, padded
 from tenfuse.reasons import NO_TILES, refuse
-from tenfuse.step.program import AxisName, Contract, Pointwise, Solve, StepProgram, only_summed
+from tenfuse.step.program import AxisName, Contract, Pointwise, Ref, Solve, StepProgram, only_summed
 
 BUDGET = 4096
 """Entries of the largest tile that a block is chosen for."""
 LARGEST = 1 << 17
 """Entries of a tile that a card can hold in its registers at all."""
 _WIDEST = 128
+_EACH, _MATRIX, _MOST_WARPS = 16, 64, 8
+"""Entries of a tile that a thread holds, beside several others or beside few; warps at most."""
 _LEAST = 16
 """The side of the smallest matrix that tensor cores take."""
 
@@ -34,28 +36,72 @@ def tiling(
     """Of the ``shared`` axes, which only outputs sum over, one may be cut; the others are whole."""
     parallel = program.parallel_axes()
     free = [a for a in program.sizes if (a in parallel or a in shared) and a not in rows]
-    cut = _vector(program, free, operands, parallel)
-    mixed = [
-        a for a in dict.fromkeys((*rows, *program.sizes)) if a in rows or (a not in parallel and a != cut)
-    ]
-    dynamic = sorted(set(mixed) & program.dynamic)
-    if dynamic:
+    cut = _cut(program, free, operands, parallel, rows)
+    mixed = [a for a in dict.fromkeys((*rows, *program.sizes)) if a in rows or a not in (*parallel, *cut)]
+    if set(mixed) & program.dynamic:
         raise refuse(NO_TILES, "an axis that the step sums over has a size that is only known at run time")
     extent = {a: padded(program.sizes[a]) for a in mixed}
     inner = _largest(program, extent)
     if inner > LARGEST:
         raise refuse(NO_TILES, f"a value of the step has {inner} entries per tile, more than {LARGEST}")
-    wide = cut
-    blocks = [(a, extent[a]) for a in mixed]
-    if wide is not None:
-        room = max(BUDGET // _largest(program, extent, wide), 1)
-        block = min(padded(program.sizes[wide]), _WIDEST, 1 << (room.bit_length() - 1))
-        block = max(block, min(_LEAST, padded(program.sizes[wide]))) if mixed else block
-        blocks.append((wide, block))
-        inner = max(inner, _largest(program, {**extent, wide: block}))
-    grid = tuple(a for a in free if a != wide and a in parallel)
-    warps = 1 if inner <= 512 else 2 if inner <= 1024 else 4 if inner <= 8192 else 8
-    return Tiling(tuple(blocks), (wide,) if wide is not None else (), grid, warps)
+    blocks = {a: min(padded(program.sizes[a]), _WIDEST) for a in cut}
+    budget = BUDGET if len(cut) < 2 else 2 * BUDGET
+    while cut and _largest(program, {**extent, **blocks}, cut) > budget:
+        largest = max(cut, key=lambda a: (blocks[a], a != cut[0]))
+        if blocks[largest] <= (_LEAST if mixed else 1):
+            break
+        blocks[largest] //= 2
+    extent |= blocks
+    grid = tuple(a for a in free if a not in cut and a in parallel)
+    each = _MATRIX if _matrices(program) else _EACH
+    warps = _largest(program, extent) // (32 * each)
+    return Tiling(tuple(extent.items()), cut, grid, min(max(padded(warps), 1), _MOST_WARPS))
+
+
+def _matrices(program: StepProgram) -> bool:
+    """Whether the step multiplies matrices, of which few are held at once; else many tiles are."""
+    axes = program.axes_of()
+    for node in program.nodes:
+        if isinstance(node, Contract):
+            own = [axes[f] - node.axes for f in _factors(program, node.arg)]
+            if any(a - b and b - a for a in own for b in own):
+                return True
+    return False
+
+
+def _cut(
+    program: StepProgram,
+    free: Collection[AxisName],
+    operands: Collection[Operand],
+    parallel: frozenset[AxisName],
+    rows: Collection[AxisName],
+) -> tuple[AxisName, ...]:
+    """The axes taken in blocks: one, and one that is multiplied with it."""
+    wide = _vector(program, free, operands, parallel, rows)
+    if wide is None:
+        return ()
+    other = [a for a in free if a != wide and _multiplied(program, wide, a)]
+    return (wide, max(other, key=lambda a: program.sizes[a])) if other else (wide,)
+
+
+def _multiplied(program: StepProgram, one: AxisName, other: AxisName) -> bool:
+    """Whether some sum of products has one axis in one factor only, and the other in another."""
+    axes = program.axes_of()
+    for node in program.nodes:
+        if isinstance(node, Contract) and {one, other} <= axes[node.arg] - node.axes:
+            factors = [axes[f] for f in _factors(program, node.arg)]
+            if any(one in a and other not in a for a in factors) and any(
+                other in a and one not in a for a in factors
+            ):
+                return True
+    return False
+
+
+def _factors(program: StepProgram, ref: Ref) -> list[Ref]:
+    node = program.nodes[ref]
+    if isinstance(node, Pointwise) and node.fn == "mul":
+        return [f for a in node.args for f in _factors(program, a)]
+    return [ref]
 
 
 def _vector(
@@ -63,6 +109,7 @@ def _vector(
     free: Collection[AxisName],
     operands: Collection[Operand],
     parallel: frozenset[AxisName],
+    rows: Collection[AxisName],
 ) -> AxisName | None:
     """The axis of blocks: adjacent in memory for most of what is read and written.
 
@@ -72,8 +119,11 @@ def _vector(
     if not free:
         return None
     weight: dict[AxisName, int] = dict.fromkeys(free, 0)
+    inputs = program.inputs("stream")
     for o in operands:
-        if o.unit in weight:
+        over_time = o.role == "stream" and len(inputs[o.index]) > len(o.axes)
+        over_time |= o.role == "out" and len(program.outs[o.index].axes) > len(o.axes)
+        if o.unit in weight and (over_time or not rows):
             weight[o.unit] += math.prod(program.sizes[a] for a in o.axes)
     return max(free, key=lambda a: (weight[a], a in parallel, program.sizes[a]))
 
@@ -93,12 +143,12 @@ def _for_each(program: StepProgram, axis: AxisName) -> bool:
     return False
 
 
-def _largest(program: StepProgram, extent: Mapping[AxisName, int], with_axis: AxisName = "") -> int:
-    """Entries of the largest tile; with an axis: of the largest that has it, without it."""
+def _largest(program: StepProgram, extent: Mapping[AxisName, int], over: Collection[AxisName] = ()) -> int:
+    """Entries of the largest tile, or of the largest that has one of the axes ``over``."""
     skipped, axes = only_summed(program), program.axes_of()
     volumes = [
         math.prod(extent.get(a, 1) for a in own)
-        for i, own in enumerate(axes) if i not in skipped and (not with_axis or with_axis in own)
+        for i, own in enumerate(axes) if i not in skipped and (not over or set(over) & own)
     ]  # fmt: skip
     return max(volumes, default=1)
 
