@@ -27,7 +27,7 @@ from tenfuse.capture.roll import Kept, find_loops
 from tenfuse.config import Options
 from tenfuse.emit.cpp import emit
 from tenfuse.plan.choose import ALGORITHMS, Choice, choose, sequential
-from tenfuse.plan.loop import LoopPlan
+from tenfuse.plan.loop import Examples, LoopPlan
 from tenfuse.plan.stepped import candidates
 from tenfuse.plan.tiled import Stepped, TilePlan
 from tenfuse.reasons import DEVICE, INTERNAL, Refusal, Refused, refuse
@@ -207,9 +207,17 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options, build: bool) -> tuple
     known = study(core, step.graph) if core is not None else None
     tiles = functools.partial(_tiles, known, dots, options.chunk) if language == "triton" else None
     choose = functools.partial(_choose, known)
-    trial = canary.trial if build else None
+    trial = functools.partial(_trial, build)
     fused = assemble(loop, step, parts, core, _grads_on(loop, gm), options.chunk, choose, tiles, trial)
     return fused, known
+
+
+def _trial(build: bool, plan: TilePlan, given: Examples) -> None:
+    """Raise ``Refused`` where a kernel of ``plan`` has no text, or may not be used."""
+    for role, kernel in tiled.kernels(plan).items():
+        tiled.prepare(kernel, plan.key(), role)
+    if build:
+        canary.trial(plan, given)
 
 
 def _choose(known: Study | None, steps: int, gradients: bool) -> Choice:
