@@ -1,0 +1,165 @@
+"""Every generated Triton kernel compiled ahead of time, for four cards, without any of them.
+
+    python -m benchmarks.aot            # all loops of aot_loops.py; half an hour on one core
+    python -m benchmarks.aot --quick    # one loop of each form, for one card
+
+Writes ``results/triton-aot.md`` and ``.json``: registers, spilled bytes, shared memory,
+matrix instructions and seconds to compile of each kernel on each target, and the bytes its
+pass moves over the least there is to move.  A kernel that does not compile is a row that
+says so, and the command then ends with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.aot_compile import SHARED, compiled
+from benchmarks.aot_launches import PASSES, Launch, Pass, launches
+from benchmarks.aot_loops import LOOPS, LoopCase
+from benchmarks.cpu import RESULTS, write
+
+BATCH, TRACED, STEPS = 2, 128, 4096
+"""Kernels depend neither on the batch nor on the number of steps; bytes are those of STEPS."""
+QUICK = ("EMA", "rotation", "running max", "scalar decay", "gated delta rule", "dense", "GRU")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
+"""Of the tensors; "tf32" is float32 with torch's own setting allowing TF32 in products."""
+
+
+def inputs(case: LoopCase, setting: tuple[tuple[str, int], ...], dtype: torch.dtype) -> list[Tensor]:
+    """Tensors without values, which nobody reads."""
+    sizes = {"B": BATCH, "T": TRACED, **dict(setting)}
+    kind = torch.complex64 if case.complex else dtype
+    return [
+        torch.empty([sizes[n] if n in sizes else int(n) for n in shape.split()], dtype=kind)
+        for shape in case.shapes
+    ]
+
+
+def rows(
+    case: LoopCase, setting: tuple[tuple[str, int], ...], dtype: str, targets: list[str]
+) -> Iterator[dict[str, Any]]:
+    """One row per kernel of a loop."""
+    head = {"loop": " ".join([case.name, *(f"{n}{x}" for n, x in setting)]), "dtype": dtype}
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        report, passes = launches(case.run, inputs(case, setting, DTYPES[dtype]), STEPS)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    if report.status != "fused" or report.form != case.form:
+        yield {**head, "failed": f"{report.status} as {report.form or '-'}: {report.reason or ''}"}
+        return
+    seen: dict[str, str] = {}
+    for name in PASSES:
+        yield from _pass(head | {"algorithm": report.algorithm, "pass": name}, passes[name], targets, seen)
+
+
+def _pass(
+    head: dict[str, Any], found: Pass, targets: list[str], seen: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """A kernel that an earlier pass has too is named, not compiled again."""
+    for n, launch in enumerate(found.launches):
+        name = f"{head['pass']} {n + 1} of {len(found.launches)}"
+        row = {**head, "kernel": name, "ratio of pass": found.ratio, "ratio": launch.moved / found.least}
+        row |= {"tile": _tile(launch), "warps": launch.kernel.tiling.warps}
+        if launch.source in seen:
+            yield {**row, "same as": seen[launch.source]}
+            continue
+        seen[launch.source] = name
+        yield {**row, "binaries": [dataclasses.asdict(compiled(launch, t)) for t in targets]}
+
+
+def _tile(launch: Launch) -> str:
+    """Sizes of an instance's tile axes; positions of a chunk first, blocks marked."""
+    tiling = launch.kernel.tiling
+    sizes = [f"{n}{'*' if a in tiling.split else ''}" for a, n in tiling.blocks]
+    return "x".join(sizes) + (" all chunks at once" if launch.kernel.parallel else "")
+
+
+def markdown(found: list[dict[str, Any]], targets: list[str]) -> str:
+    lines = [
+        "# Triton kernels, compiled ahead of time", "",
+        f"Made by `python -m benchmarks.aot` without a GPU; bytes are those of T={STEPS}.  Per target:",
+        "registers of a thread / bytes spilled by it / KiB of shared memory / matrix instructions in the",
+        "text / seconds to compile.  Tiles: positions of a chunk first, * an axis in blocks.  Bytes are",
+        "what the instances of a pass load and store over inputs and outputs once, this kernel's share in",
+        "brackets; `forward` is without gradients, `saving` leaves what the backward reads.", "",
+        f"| loop | dtype | kernel | tile, warps | bytes | {' | '.join(targets)} |",
+        f"|---|---|---|---|---|{'---|' * len(targets)}",
+    ]  # fmt: skip
+    for row in found:
+        if "kernel" not in row:
+            lines.append(f"| {row['loop']} | {row['dtype']} | **{row['failed']}** |")
+            continue
+        bytes_ = f"{row['ratio of pass']:.2f} ({row['ratio']:.2f})"
+        cells = [row["loop"], row["dtype"], row["kernel"], f"{row['tile']}, {row['warps']}", bytes_]
+        if "same as" in row:
+            cells += [f"as {row['same as']}"] + [""] * (len(targets) - 1)
+        else:
+            cells += [_cell(b) for b in row["binaries"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(binary: dict[str, Any]) -> str:
+    if binary["failed"]:
+        return f"**{binary['failed']}**"
+    matrix = ", ".join(f"{n} {name.split('.')[0]}" for name, n in binary["matrix"].items()) or "-"
+    spilled = f"**{binary['spilled']}**" if binary["spilled"] else "0"
+    shared = f"{binary['shared'] / 1024:.0f}"
+    if binary["shared"] > SHARED[binary["target"]]:
+        shared = f"**{shared}, too much**"
+    return f"{binary['registers']} / {spilled} / {shared} / {matrix} / {binary['seconds']:.1f}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compile every generated Triton kernel without a GPU.")
+    parser.add_argument(
+        "--quick", action="store_true", help="a loop of each form, sm_90 only; writes nothing"
+    )
+    parser.add_argument("--only", default="", help="loops whose name contains this; writes nothing")
+    parser.add_argument("--targets", default=",".join(SHARED))
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    args = parser.parse_args()
+    targets = ["sm_90"] if args.quick else args.targets.split(",")
+    dtypes = ["bf16"] if args.quick else args.dtypes.split(",")
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        for case, setting, dtype in _chosen(args.quick, args.only, dtypes):
+            for row in rows(case, setting, dtype, targets):
+                found.append(row)
+                print(markdown([row], targets).splitlines()[-1], flush=True)
+    if not args.quick and not args.only:
+        (RESULTS / "triton-aot.md").write_text(markdown(found, targets))
+        write("triton-aot", found)
+    failed = [r for r in found if "failed" in r or any(b["failed"] for b in r.get("binaries", ()))]
+    print(f"{len(found)} kernels, {len(failed)} of them failed")
+    return 1 if failed else 0
+
+
+def _chosen(
+    quick: bool, only: str, dtypes: list[str]
+) -> Iterator[tuple[LoopCase, tuple[tuple[str, int], ...], str]]:
+    for case in LOOPS:
+        if only not in case.name or (quick and case.name not in QUICK):
+            continue
+        for setting in case.sizes[:1] if quick else case.sizes:
+            for dtype in dtypes:
+                # Without products of matrices TF32 changes nothing, nor a dtype where all is complex.
+                if (dtype == "tf32" and case.form != "low-rank") or (case.complex and dtype != "fp32"):
+                    continue
+                yield case, setting, dtype
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""One kernel compiled ahead of time for a card that need not be there.
+
+Takes a launch that was written down and the name of a target; leaves what the binary uses.
+Arguments are specialised by Triton's own launcher code, so that the binary is the one a
+launch with these tensors would make.  What a compiler refuses is returned as a text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.aot_launches import Launch
+
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+"""Targets, and the bytes of shared memory that an instance may use there."""
+_MATRIX = ("wgmma.mma_async", "tcgen05.mma", "mma.sync", "v_mfma")
+
+
+@dataclasses.dataclass(frozen=True)
+class Binary:
+    """``spilled`` is bytes of local memory per thread; ``matrix`` counts instructions in the text."""
+
+    target: str
+    failed: str = ""
+    seconds: float = 0.0
+    registers: int = 0
+    spilled: int = 0
+    shared: int = 0
+    warps: int = 0
+    matrix: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def compiled(launch: Launch, target: str) -> Binary:
+    """``launch``'s kernel for ``target``, compiled anew."""
+    import triton
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    tiling, function = launch.kernel.tiling, launch.function
+    gpu = _gpu(target)
+    backend = make_backend(gpu)
+    binder = create_function_from_signature(function.signature, function.params, backend)
+    chosen = {"num_warps": tiling.warps, "num_stages": tiling.stages}
+    bound, specialization, options = binder(*launch.arguments, **chosen)
+    parsed, signature, constants, attributes = function._pack_args(
+        backend, options, bound, specialization, options
+    )
+    source = ASTSource(function, signature, constants, attributes)
+    start = time.perf_counter()
+    try:
+        made = triton.compile(source, target=gpu, options=parsed.__dict__)
+    except Exception as error:  # Triton's passes raise what they like; the table says what.
+        return Binary(target, failed=f"{type(error).__name__}: {_last_line(error)}")
+    seconds = time.perf_counter() - start
+    registers, spilled = _amd(made.asm) if gpu.backend == "hip" else _nvidia(made.asm)
+    text = made.asm["amdgcn" if gpu.backend == "hip" else "ptx"]
+    matrix = {name: text.count(name) for name in _MATRIX if name in text}
+    return Binary(
+        target, "", seconds, registers, spilled, made.metadata.shared, made.metadata.num_warps, matrix
+    )
+
+
+def _gpu(target: str) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    if target.startswith("sm_"):
+        return GPUTarget("cuda", int(target[3:]), 32)
+    return GPUTarget("hip", target, 64)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
+
+
+def _nvidia(asm: Mapping[str, Any]) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread, from the binary itself."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
+        file.write(asm["cubin"])
+    try:
+        run = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    finally:
+        os.unlink(file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", run.stdout)
+    if found is None:
+        raise ValueError(f"cuobjdump says nothing of registers: {run.stdout[:200]!r}")
+    registers, stack, local = (int(x) for x in found.groups())
+    return registers, max(stack, local)
+
+
+def _amd(asm: Mapping[str, Any]) -> tuple[int, int]:
+    text = asm["amdgcn"]
+    return _number(text, ".vgpr_count"), _number(text, ".private_segment_fixed_size")
+
+
+def _number(text: str, name: str) -> int:
+    found = re.search(rf"{re.escape(name)}:\s*(\d+)", text)
+    if found is None:
+        raise ValueError(f"the binary does not say its {name}")
+    return int(found.group(1))
+
+
+__all__ = ["SHARED", "Binary", "compiled"]

@@ -1,0 +1,170 @@
+"""The kernel launches of a loop, written down instead of made.
+
+Takes a plain loop and its arguments on the CPU; leaves every launch that its forward, its
+forward with gradients and its backward make, with the bytes each moves.  The loop goes the
+whole path of ``target="triton"``; only the launch itself is left out, so no GPU is needed
+and no entry of a tensor is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import tenfuse.backend
+from tenfuse.emit.triton import timed
+from tenfuse.plan.kernel import Operand
+from tenfuse.plan.tile import TileKernel
+from tenfuse.report.report import LoopReport
+from tenfuse.runtime import tiled
+from tenfuse.runtime.tiles import TileLauncher
+
+PASSES = ("forward", "saving", "backward")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """``arguments`` are what Triton's JIT would be called with."""
+
+    kernel: TileKernel
+    function: Any
+    source: str
+    arguments: tuple[Any, ...]
+    instances: int
+    moved: int
+    """Bytes that all instances load and store, every reload counted."""
+
+
+@dataclasses.dataclass
+class Pass:
+    """``least`` are the bytes of the loop's inputs and outputs, each once."""
+
+    launches: list[Launch]
+    least: int = 0
+
+    @property
+    def ratio(self) -> float:
+        return sum(x.moved for x in self.launches) / max(self.least, 1)
+
+
+def launches(
+    loop: Callable[..., Tensor], inputs: Sequence[Tensor], steps: int
+) -> tuple[LoopReport, dict[str, Pass]]:
+    """The loop's report, and its passes; all inputs want a gradient.
+
+    Bytes are those of a call with ``steps`` steps: tracing a loop takes time by the step,
+    and kernels do not depend on their number.
+    """
+    passes = {name: Pass([]) for name in PASSES}
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        loop, backend="tenfuse", dynamic=False,
+        options={"strict": True, "inner": "eager", "target": "triton"},
+    )  # fmt: skip
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    with _writing(passes, steps):
+        out = compiled(*leaves)
+        torch.autograd.grad(out, leaves, torch.empty_like(out), allow_unused=True)
+    report = tenfuse.reports()[-1].loops[0]
+    return report, passes
+
+
+@contextlib.contextmanager
+def _writing(passes: dict[str, Pass], longer: int) -> Iterator[None]:
+    run_forward, run_backward = tiled.run_forward, tiled.run_backward
+    current: list[Pass] = []
+
+    def forward(plan: Any, key: str, groups: Any, steps: int, save: bool) -> list[Tensor]:
+        first = len(groups["carries"])
+        last = first + len(plan.base.exports)
+        found: list[Tensor] = []
+        for name, saving in (("forward", False), ("saving", True)):
+            if saving and not save:
+                continue
+            current[:] = [passes[name]]
+            tiled._prepared.clear()
+            found = run_forward(plan, key, groups, steps, saving)
+            passes[name].least += _bytes([*groups["carries"], *groups["invariants"], *found[:first]])
+            passes[name].least += _bytes([*groups["streams"], *found[first:last]]) * longer // steps
+        return found
+
+    def backward(plan: Any, key: str, grads: Any, groups: Any, saves: Any, steps: int) -> list[Tensor]:
+        current[:] = [passes["backward"]]
+        found = run_backward(plan, key, grads, groups, saves, steps)
+        first, wanted = len(groups["carries"]), sum(plan.base.wanted.streams)
+        over_time = [*groups["streams"], *grads[first:], *found[first : first + wanted]]
+        once = [
+            *groups["carries"],
+            *groups["invariants"],
+            *grads[:first],
+            *found[:first],
+            *found[first + wanted :],
+        ]
+        passes["backward"].least += _bytes(once) + _bytes(over_time) * longer // steps
+        return found
+
+    def launch(self: TileLauncher, tensors: Sequence[Tensor], instances: int, numbers: Sequence[int]) -> None:
+        moved = bytes_moved(self.kernel, tensors, longer, -(-longer // self.kernel.length))
+        made = Launch(self.kernel, self.function, self.source, (*tensors, *numbers), instances, moved)
+        current[0].launches.append(made)
+
+    with (
+        mock.patch.object(tenfuse.backend, "interpreting", lambda: True),
+        mock.patch.object(tiled, "run_forward", forward),
+        mock.patch.object(tiled, "run_backward", backward),
+        mock.patch.object(TileLauncher, "_launch", launch),
+    ):
+        yield
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    """Of distinct entries: an expanded dimension is one."""
+    found = 0
+    for x in tensors:
+        entries = 1
+        for size, stride in zip(x.shape, x.stride(), strict=True):
+            entries *= size if stride else 1
+        found += entries * x.element_size()
+    return found
+
+
+def bytes_moved(kernel: TileKernel, tensors: Sequence[Tensor], steps: int, count: int) -> int:
+    """What all instances load and store: an operand once per entry of axes it does not have.
+
+    Parts that instances leave of a sum are read once more, to be added up.
+    """
+    extent, sizes = dict(kernel.tiling.blocks), kernel.program.sizes
+    over = {a: sizes[a] for a in kernel.tiling.grid}
+    over |= {a: -(-sizes[a] // extent[a]) for a in kernel.tiling.split}
+    shared, found = dict(kernel.shared), 0
+    for operand, tensor in zip(kernel.operands, tensors, strict=True):
+        parts = shared.get(operand.index, ()) if operand.role == "out" else ()
+        own = len(parts) + len(operand.axes)
+        entries = math.prod(tensor.shape[len(tensor.shape) - own :])
+        entries *= math.prod(times for axis, times in over.items() if axis not in (*parts, *operand.axes))
+        if timed(kernel, operand):
+            entries *= steps if _by_position(kernel, operand) else count
+        elif kernel.parallel:
+            entries *= count
+        summed = operand.role == "out" and kernel.program.outs[operand.index].accumulate
+        entries *= 2 if parts or (summed and kernel.parallel) else 1
+        found += entries * tensor.element_size()
+    return found
+
+
+def _by_position(kernel: TileKernel, operand: Operand) -> bool:
+    """Whether an operand over time has an entry per position of a chunk, not per chunk."""
+    if operand.role == "out":
+        return bool(set(kernel.rows) & set(kernel.program.outs[operand.index].axes) - set(operand.axes))
+    axes = kernel.program.inputs(operand.role).get(operand.index, ())
+    return operand.role == "stream" and len(axes) > len(operand.axes)
+
+
+__all__ = ["PASSES", "Launch", "Pass", "bytes_moved", "launches"]
