@@ -1,7 +1,9 @@
 """Copying one tensor of a task.
 
 Takes the two places it lies in; leaves one nest that sweeps its local axes, vectorised along
-an axis with stride 1 in both places, else in the target, else in the source.
+an axis with stride 1 in both places, else in the target, else in the source.  Where each has
+another axis with stride 1, squares of entries are turned in registers, and the nest copies
+what is left over at the two edges.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ def copy(
     add: bool = False,
 ) -> list[str]:
     """Lines that copy one tensor of a task, or add it to what is there."""
+    turned = None if add else _turned(settled, axes, source, target)
+    if turned is not None:
+        return turned
     spaces = settled.spaces
     program = StepProgram((Input("carry", 0, axes),), settled.sizes(), (CarrySpec(axes, 0, axes),), ())
     kernel = dataclasses.replace(settled.kernel, program=program, recompute=None, operands=())
@@ -37,6 +42,44 @@ def copy(
     store = Store(0, local, ("sum" if add else "copy", 0))
     nest = Nest(order, x, {x: unroll} if x and unroll else {}, [], [store])
     return NestWriter(scheduler, nest, lambda r: source, lambda s: target).text()
+
+
+def _turned(settled: Settled, axes: tuple[AxisName, ...], source: Access, target: Access) -> list[str] | None:
+    """Lines that copy a tensor square by square; None where one axis serves both places, or
+    an axis of a square is shorter than a vector."""
+    spaces, lanes = settled.spaces, settled.lanes
+    sides = [[a for a, s in place.dims if s == "1"] for place in (source, target)]
+    if len(sides[0]) != 1 or len(sides[1]) != 1 or sides[0] == sides[1] or source.panel or target.panel:
+        return None
+    (along,), (across,) = sides
+    extents = {a: spaces.axes[a].extent for a in spaces.local(axes)}
+    if any(isinstance(e, int) and e < lanes for e in (extents[along], extents[across])):
+        return None
+    steps, strides = dict(source.dims), dict(target.dims)
+    names = {a: f"i{spaces.axes[a].id}" for a in extents}
+    whole = {a: f"({extents[a]}) / {lanes} * {lanes}" for a in (along, across)}
+
+    def at(place: Access) -> str:
+        return " + ".join([place.pointer, *(f"{names[a]} * {s}" for a, s in place.dims)])
+
+    def loop(a: AxisName, start: str, end: str, stride: int) -> str:
+        return f"for (int64_t {names[a]} = {start}; {names[a]} < {end}; {names[a]} += {stride})"
+
+    others = [loop(a, "0", str(extents[a]), 1) for a in sorted(extents) if a not in (along, across)]
+    single = f"  st1({at(target)}, ld1({at(source)}));"
+    return [
+        "{",
+        *others,
+        "{",
+        loop(across, "0", whole[across], lanes),
+        loop(along, "0", whole[along], lanes),
+        f"  square({at(target)}, {strides[along]}, {at(source)}, {steps[across]});",
+        loop(across, "0", str(extents[across]), 1),
+        loop(along, f"{names[across]} < {whole[across]} ? {whole[along]} : 0", str(extents[along]), 1),
+        single,
+        "}",
+        "}",
+    ]
 
 
 __all__ = ["copy"]

@@ -84,8 +84,11 @@ def _tile(lanes: int, axis: Axis, parts: str, row: bool) -> list[str]:
     """
     i, grain = axis.id, 1 if row else 4 * lanes
     return [
-        f"{{ const int64_t want = ({parts} + tasks - 1) / tasks;",
+        f"{{ int64_t want = ({parts} + tasks - 1) / tasks;",
+        f"  const int64_t least = (N{i} + {axis.capacity} - 1) / {axis.capacity};",
+        "  if (want < least) want = (least + want - 1) / want * want;",
         f"  int64_t tile = ((N{i} + want - 1) / want + {grain - 1}) / {grain} * {grain};",
+        *([f"  if (tile > 2 * {lanes}) tile = (tile + {lanes - 1}) / {lanes} * {lanes};"] if row else []),
         f"  if (tile > {axis.capacity}) tile = {axis.capacity};",
         "  if (tile < 1) tile = 1;",
         f"  L[{i}] = tile; tasks *= (N{i} + tile - 1) / tile; }}",

@@ -379,6 +379,35 @@ def _trees(lanes: int) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
+def _square(lanes: int) -> str:
+    """``square``: W rows of W entries copied with rows for columns, in as many registers."""
+    mixed = [i // 2 + (lanes if i % 2 else 0) for i in range(lanes)]
+    low, high = (", ".join(str(i + shift) for i in mixed) for shift in (0, lanes // 2))
+    lines = [
+        "template <class S, class R> FN void square(S* to, int64_t s, const R* from, int64_t r) {",
+        "#ifdef HALVES",
+        *(f"  V a{i} = ld(from + {i} * r);" for i in range(lanes)),
+    ]
+    before, after, width = "a", "b", 1
+    while width < lanes:
+        for i in range(lanes):
+            pair = f"{before}{i // 2}, {before}{i // 2 + lanes // 2}"
+            what = f"__builtin_shufflevector({pair}, {high if i % 2 else low})"
+            lines.append(f"  {'V ' if width == 1 else ''}{after}{i} = {what};")
+        before, after, width = after, before, 2 * width
+    return "\n".join(
+        [
+            *lines,
+            *(f"  st(to + {i} * s, {before}{i});" for i in range(lanes)),
+            "#else",
+            "  for (int i = 0; i < W; i++)",
+            "    for (int j = 0; j < W; j++) st1(to + i * s + j, ld1(from + j * r + i));",
+            "#endif",
+            "}\n",
+        ]
+    )
+
+
 def preamble(compute: str, lanes: int) -> str:
     """The head for one compute dtype."""
     double = compute == "f64"
@@ -392,7 +421,16 @@ def preamble(compute: str, lanes: int) -> str:
         "@LINE": str(lanes * (8 if double else 4)),
         "@NT": "pd512" if double else "ps512",
     }
-    text = _TYPES + _MEMORY + _EXACT + _folds(lanes) + _trees(lanes) + (_F64 if double else _F32) + _DERIVED
+    text = (
+        _TYPES
+        + _MEMORY
+        + _EXACT
+        + _folds(lanes)
+        + _trees(lanes)
+        + _square(lanes)
+        + (_F64 if double else _F32)
+        + _DERIVED
+    )
     for key, value in fill.items():
         text = text.replace(key, value)
     return text.strip() + "\n"

@@ -98,18 +98,32 @@ class Shares:
             mine.append(f"t * e{i}_t")
             its.append(f"t * S[{strides}]")
         for p in self.order[i]:
-            loops.append(f"for (int64_t j{p} = 0; j{p} < N{self.spaces.axes[out.axes[p]].id}; j{p}++)")
             mine.append(f"j{p} * e{i}_{p}")
             its.append(f"j{p} * S[{strides + p + first}]")
-        return [
-            "#pragma omp for schedule(static)",
-            *loops,
-            "{",
-            "  T sum = 0;",
-            f"  for (int w = 0; w < threads; w++) sum += shares[w * total + {' + '.join(mine)}];",
-            f"  st1({' + '.join(its)}, sum);",
-            "}",
-        ]
+        *outer, last = self.order[i] or (None,)
+        for p in outer:
+            loops.append(f"for (int64_t j{p} = 0; j{p} < {self._total(i, p)}; j{p}++)")
+        each = f"for (int w = 0; w < threads; w++) sum += {{}}(shares + w * total + {' + '.join(mine)});"
+        address, many = " + ".join(its), "1" if last is None else self._total(i, last)
+        whole, single = f"  {{ V sum = bc((T)0); {each.format('ld')}", f"  {{ T sum = 0; {each.format('ld1')}"
+        if last is None:
+            inner = [f"{single} st1({address}, sum); }}"]
+        else:
+            store = f"sts({address}, S[{strides + last + first}], sum, W);"
+            if operand.unit == operand.axes[last]:
+                store = f"st({address}, sum);"
+            inner = [
+                f"  int64_t j{last} = 0;",
+                f"  for (; j{last} + W <= {many}; j{last} += W)",
+                f"{whole} {store} }}",
+                f"  for (; j{last} < {many}; j{last}++)",
+                f"{single} st1({address}, sum); }}",
+            ]
+        return ["#pragma omp for schedule(static)", *loops, "{", *inner, "}"]
+
+    def _total(self, i: int, place: int) -> str:
+        """The size of one axis of an output."""
+        return f"N{self.spaces.axes[self.program.outs[i].axes[place]].id}"
 
 
 __all__ = ["Shares"]

@@ -26,6 +26,9 @@ FEWEST, MOST = 4, 8
 axis narrows its rows, and sums over a row of few vectors cost as much as the rest of it."""
 FORWARD_BUDGET = 32 << 10
 BACKWARD_BUDGET = 1152 << 10
+HISTORY = 576 << 10
+"""Bytes that a task's states, those of a chunk recomputed among them, may take for more rows
+of it to pay: half of a common second-level cache, which also holds what streams past."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +223,10 @@ def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int) ->
     beside = any(o.role == "out" and o.unit == axis for o in kernel.operands)
     cap = 8 if shared or beside else 4
     limit = max(1, _budget(kernel) * 4 // each)
-    if cut:
-        cap = limit if kernel.recompute is None else max(cap, _rows_per_task(kernel, axis))
+    if cut and kernel.recompute is None:
+        cap = limit
+    elif cut:
+        cap = max(cap, min(_rows_per_task(kernel, axis), HISTORY // each))
     return min(cap, limit)
 
 

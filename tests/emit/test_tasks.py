@@ -1,0 +1,91 @@
+"""How kernels are cut into tasks for the threads they are written for: never felt in a value."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gradients import derived
+from harness import forward
+
+from tenfuse.emit.cpp import AVX512, emit
+from tenfuse.emit.cpp.settle import settle
+from tenfuse.plan.kernel import Kernel
+from tenfuse.runtime import launch
+from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def decayed(K, V, erase):
+    """S <- a*S + k v^T with a gate per key, or S <- S + k (v - k.S)^T; y = q.S."""
+    b, own = Builder(), ("k", "v")
+    s, q, k = b.input("carry", 0, own), b.input("stream", 0, ("k",)), b.input("stream", 1, ("k",))
+    v, a = b.input("stream", 2, ("v",)), b.input("stream", 3, ("k",))
+    if erase:
+        held, small = s, b.call("mul", k, b.const(0.2))
+        v = b.call("sub", v, b.contract(b.call("mul", small, s), "k"))
+        k = b.call("mul", small, a)
+    else:
+        held = b.call("mul", b.call("sigmoid", a), s)
+    new = b.call("add", held, b.call("mul", k, v))
+    out = b.contract(b.call("mul", q, new), "k")
+    return StepProgram(tuple(b.nodes), {"k": K, "v": V}, (CarrySpec(own, new, own),), (OutSpec(out, ("v",)),))
+
+
+@pytest.mark.parametrize("erase", [False, True])
+@pytest.mark.parametrize("sizes", [(128, 128), (40, 137), (67, 48), (16, 16)])
+@pytest.mark.parametrize("many", [1, 2, 8])
+def test_gradients_for_any_number_of_threads(threads, erase, sizes, many):
+    threads(many)
+    for name, mine, theirs in derived(decayed(*sizes, erase), 7, 4):
+        scale = max(1.0, float(theirs.abs().max()))
+        assert float((mine.double() - theirs).abs().max()) <= 3e-5 * scale, (name, scale)
+
+
+@pytest.mark.parametrize("style", ["plain", "reversed"])
+@pytest.mark.parametrize("sizes", [(48, 40), (21, 64), (16, 33)])
+def test_states_turned_between_the_layouts_of_tensor_and_kernel(style, sizes):
+    (finals, outs, _), want, _ = forward(decayed(*sizes, False), 6, style=style, checkpoint=4)
+    torch.testing.assert_close(finals[0].double(), want[0][0].double(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(outs[0].double(), want[1][0].double(), atol=1e-5, rtol=1e-4)
+
+
+def kept(monkeypatch, program):
+    """The kernels that computing gradients launches."""
+    found: list[Kernel] = []
+
+    def recorded(kernel, isa):
+        found.append(kernel)
+        return emit(kernel, isa)
+
+    monkeypatch.setattr(launch, "emit", recorded)
+    derived(program, 3, 4)
+    return found
+
+
+def test_wide_rows_for_few_threads(monkeypatch, threads):
+    """Tasks are as many as threads have use for: each cut narrows the rows that are summed over."""
+    threads(1)
+    for kernel in kept(monkeypatch, decayed(128, 128, True)):
+        few, many = (settle(kernel, dataclasses.replace(AVX512, cores=n)).spaces for n in (2, 16))
+        assert (few.axes["v"].extent, many.axes["v"].extent) == (32, 16)
+
+
+def test_rows_with_shared_sums_are_cut_evenly_once_per_thread(monkeypatch, threads):
+    """What tasks sum together each of them adds to at every step: no more tasks than threads."""
+    threads(1)
+    walked = next(k for k in kept(monkeypatch, decayed(128, 128, False)) if k.backward)
+    isa = dataclasses.replace(AVX512, cores=2)
+    assert settle(walked, isa).spaces.row == "k"
+    text = emit(walked, isa)
+    assert "free(shares)" in text and "int64_t want = (threads + tasks - 1) / tasks;" in text
+    assert "if (want < least) want = (least + want - 1) / want * want;" in text
