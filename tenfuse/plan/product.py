@@ -16,6 +16,10 @@ from tenfuse.step.program import AxisName, Builder, OutSpec, StepProgram, valida
 SPAN = "~"
 """The axis of the steps taken at once.  It sorts, and so loops, behind all others."""
 
+ROWS = 256
+"""Entries, of the steps and of the axes summed over beside them, that are added up in registers
+before they are added to memory."""
+
 
 def products(back: Adjoint, kernel: Kernel) -> tuple[tuple[int, Product, Kernel], ...]:
     """``(invariant, term, kernel)`` for every ``Product`` term."""
@@ -56,12 +60,14 @@ def _summing(back: Adjoint, kernel: Kernel, i: int, term: Product) -> Kernel:
     total = build.call("mul", *factors)
     total = build.contract(total, *(build.axes[total] - set(own)))
     used = {a for each in build.axes for a in each} | {SPAN, *own}
-    sizes = {a: n for a, n in back.program.sizes.items() if a in used} | {SPAN: 1}
+    sizes = {a: n for a, n in back.program.sizes.items() if a in used} | {SPAN: ROWS}
     dynamic = (back.program.dynamic | {SPAN}) & used
-    program = StepProgram(tuple(build.nodes), sizes, (), (OutSpec(total, own, accumulate=True),), dynamic)
+    # Of two axes that serve equally well, kernels vectorise the first: so it lies last in memory.
+    order = tuple(sorted(own, reverse=True))
+    program = StepProgram(tuple(build.nodes), sizes, (), (OutSpec(total, order, accumulate=True),), dynamic)
     validate(program)
-    operands.append(Operand("out", 0, kernel.compute, own, own[-1] if own else None))
+    operands.append(Operand("out", 0, kernel.compute, order, order[-1] if order else None))
     return Kernel(program, tuple(operands), kernel.compute, kernel.reverse)
 
 
-__all__ = ["SPAN", "joined", "products", "summed_over"]
+__all__ = ["ROWS", "SPAN", "joined", "products", "summed_over"]

@@ -17,7 +17,7 @@ import torch
 
 from tenfuse.plan.kernel import Kernel
 from tenfuse.plan.loop import LoopPlan, dense_like
-from tenfuse.plan.product import SPAN, joined, summed_over
+from tenfuse.plan.product import ROWS, SPAN, joined, summed_over
 from tenfuse.runtime.bind import (
     Bound,
     Groups,
@@ -41,9 +41,6 @@ from tenfuse.step.program import AxisName
 
 PIECE = 2 << 20
 """Bytes of factors that stay in a processor's cache until they are summed up."""
-
-ROWS = 128
-"""Products that are added up in registers before they are added to memory."""
 
 _REPLAYS: dict[Signature, tuple[Replay, tuple[str, ...]]] = {}
 """With the roles of the kernels that run."""

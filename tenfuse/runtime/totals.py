@@ -50,8 +50,8 @@ class Totals:
             for term in parts:
                 if isinstance(term, Summed):
                     terms.setdefault((i, back.program.outs[term.out].axes), []).append(("out", term.out))
-        for n, (i, _, _) in enumerate(plan.backward.products):
-            terms.setdefault((i, back.axes[i]), []).append(("product", n))
+        for n, (i, _, kernel) in enumerate(plan.backward.products):
+            terms.setdefault((i, kernel.program.outs[0].axes), []).append(("product", n))
         self.groups: list[_Group] = []
         self.places: dict[Key, tuple[_Group, int]] = {}
         for (i, axes), keys in terms.items():
@@ -60,7 +60,8 @@ class Totals:
             slots = max(1, min(pieces, SUMS // size))
             rest = tuple(n + 2 for n, a in enumerate(axes) if a not in back.axes[i])
             place = plan.invariants[i]
-            target = viewed(invariants[place.source], place, sizes, 0)
+            kept = [back.axes[i].index(a) for a in axes if a in back.axes[i]]
+            target = viewed(invariants[place.source], place, sizes, 0).permute(kept)
             group = _Group(frame.scratch([slots, len(keys), *shape], dtype), rest, target)
             self.groups.append(group)
             self.places |= {key: (group, j) for j, key in enumerate(keys)}
