@@ -1,10 +1,17 @@
-"""One torch thread per worker: the suite runs several workers side by side."""
+"""One torch thread per worker: the suite runs several workers side by side.
+
+Without a GPU, Triton's kernels run in its interpreter, which has to be said before anything
+imports triton.  With one they are compiled: TRITON_INTERPRET=1 asks for the interpreter there.
+"""
 
 import os
 
 import pytest
+import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser):
@@ -22,7 +29,5 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    import torch
-
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
