@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-all lint docs setup clean
+.PHONY: demo test test-all test-gpu lint docs setup clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.demo
@@ -14,6 +14,11 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --slow
+
+# On a machine with CUDA and a Python that has torch, triton and pytest; nothing is installed.
+# With TENFUSE_GPU_DRY=1 the same, small, on the CPU.
+test-gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest tests/gpu --durations=15
 
 lint: $(VENV)/.linting
 	$(VENV)/bin/ruff check .
