@@ -60,14 +60,20 @@ def whole(program: StepProgram, held: str, kept: Collection[int]) -> tuple[Part,
     return (Part(made, tuple(names), False),)
 
 
-def passes(program: StepProgram, held: str, kept: Collection[int]) -> tuple[Part, ...]:
-    """In front, the recurrence, behind; ``kept`` carries are written in any case."""
-    splitter = _Splitter(program, held, kept)
-    return splitter.run()
+def passes(
+    program: StepProgram, held: str, kept: Collection[int], rows: Collection[str] = ()
+) -> tuple[Part, ...]:
+    """In front, the recurrence, behind; ``kept`` carries are written in any case.
+
+    With ``rows``, the positions in a chunk, all that the recurrence reads of a chunk without
+    them counts as costly.
+    """
+    return _Splitter(program, held, kept, frozenset(rows)).run()
 
 
 class _Splitter:
-    def __init__(self, program: StepProgram, held: str, kept: Collection[int]) -> None:
+    def __init__(self, program: StepProgram, held: str, kept: Collection[int], rows: frozenset[str]) -> None:
+        self.rows = rows
         self.program, self.held, self.kept = program, held, set(kept)
         self.axes = program.axes_of()
         self.free = _batch(program)
@@ -103,7 +109,9 @@ class _Splitter:
                 return self._entries(node.arg) >= COSTLY
             return isinstance(node, Solve) or (isinstance(node, Scan) and bool(node.rows))
 
-        return self._above(heavy)
+        found = self._above(heavy)
+        over = self._above(lambda n: isinstance(n, Input) and bool(self.rows & set(n.axes)))
+        return found | {i for i in over if not self.axes[i] & self.rows} if self.rows else found
 
     def _entries(self, ref: Ref) -> int:
         return math.prod(self.program.sizes[a] for a in self.axes[ref] if a not in self.free)

@@ -17,9 +17,12 @@ from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.plan.choose import ALGORITHMS, SHORT, cuts
 from tenfuse.plan.tile import padded
 from tenfuse.plan.tiled import Stepped
+from tenfuse.plan.tiling import FILL
 from tenfuse.step.program import StepProgram, only_summed
 
 LENGTHS = (64, 32, 16)
+_BLOCK = 64
+"""Entries along axes that may be cut that one instance holds of a scan."""
 ROOM, SCANNED = 1 << 14, 1 << 9
 """Entries of the largest tile of a chunk program along axes that cannot be split: where it
 multiplies matrices, and where it scans, which holds many tiles at once."""
@@ -54,7 +57,14 @@ def stepped(program: StepProgram, recurrence: Recurrence, length: int, ragged_en
     room = max(ROOM, _inner(program, frozenset())) if matrices else SCANNED
     if length > LENGTHS[-1] and _inner(made.program, frozenset(made.rows)) > room:
         return None
-    return Stepped(made.program, made.rows, within, apart=matrices)
+    few = not matrices and _instances(program) < FILL
+    return Stepped(made.program, made.rows, within, apart=matrices or few, sums=few)
+
+
+def _instances(program: StepProgram) -> int:
+    """Blocks of the axes that may be cut."""
+    entries = math.prod(program.sizes[a] for a in program.parallel_axes())
+    return entries // _BLOCK
 
 
 def _inner(program: StepProgram, rows: frozenset[str]) -> int:

@@ -13,7 +13,6 @@ what a stream holds behind the end is then the last entry again, or zero (``zero
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from tenfuse.plan.kernel import Operand
 from tenfuse.step.program import AxisName, StepProgram
@@ -52,6 +51,8 @@ class TileKernel:
     descending: bool = False
     flipped: bool = False
     rows: tuple[AxisName, ...] = ()
+    length: int = 1
+    """Steps of one iteration."""
     zero: frozenset[int] = frozenset()
     """Streams that are zero behind the end of time, not the last entry again."""
     within: int = -1
@@ -61,11 +62,6 @@ class TileKernel:
     over).  Such an output has these axes, one entry per block or instance, before its own."""
     dots: str = "ieee"
     """What products of matrices multiply: "ieee" or "tf32", or operands rounded to "bf16" or "f16"."""
-
-    @property
-    def length(self) -> int:
-        """Steps of one iteration."""
-        return math.prod(self.program.sizes[a] for a in self.rows)
 
     def axes(self) -> tuple[AxisName, ...]:
         """Dynamic axes in the order their sizes are passed at launch."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.loop import FORMAT, LoopPlan, canonical
@@ -34,6 +35,8 @@ class Stepped:
     within: int = -1
     apart: bool = False
     """Whether costly parts that do not wait for the state get kernels of their own."""
+    sums: bool = False
+    """Whether what a chunk amounts to is among these: chunks are then done side by side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +109,15 @@ class _Planner:
     def _passes(
         self, program: StepProgram, held: str, kept: tuple[int, ...], back: Adjoint | None
     ) -> tuple[Pass, ...]:
-        split = passes if self.stepped.apart else whole
-        return tuple(self._pass(part, program, back) for part in split(program, held, kept))
+        if not self.stepped.apart:
+            parts = whole(program, held, kept)
+        else:
+            parts = passes(program, held, kept, self.rows if self.stepped.sums else ())
+        return tuple(self._pass(part, program, back) for part in parts)
 
     def _pass(self, part: Part, full: StepProgram, back: Adjoint | None) -> Pass:
         operands = self._operands(part, full, back)
-        lies = tiling(part.program, operands, self.rows, shareable(part.program))
+        lies = tiling(part.program, operands, self.rows, shareable(part.program), not part.parallel)
         found = partial(part.program, set(lies.split) - part.program.parallel_axes())
         operands = tuple(
             dataclasses.replace(o, axes=(*found.outs[o.index], *o.axes)) if o.role == "out" else o
@@ -124,6 +130,7 @@ class _Planner:
             descending=(back is not None) if chunked else (back is not None) != self.reverse,
             flipped=chunked and self.reverse,
             rows=self.rows,
+            length=math.prod(self.program.sizes[a] for a in self.rows),
             zero=frozenset(range(self.given, self.given + len(self.program.outs))) if back else frozenset(),
             within=self.stepped.within,
             shared=tuple((j, axes) for j, axes in enumerate(found.outs) if axes),

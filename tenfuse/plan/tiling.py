@@ -21,8 +21,11 @@ BUDGET = 4096
 LARGEST = 1 << 17
 """Entries of a tile that a card can hold in its registers at all."""
 _WIDEST = 128
-_EACH, _MATRIX, _MOST_WARPS = 16, 64, 8
-"""Entries of a tile that a thread holds, beside several others or beside few; warps at most."""
+FILL = 256
+"""Instances that keep a card busy; with fewer, blocks are smaller."""
+_EACH, _MATRIX, _GROUP, _MOST_WARPS = 16, 64, 4, 8
+"""Entries of a tile that a thread holds, beside several others or beside few; warps that
+multiply matrices together, and warps at most."""
 _LEAST = 16
 """The side of the smallest matrix that tensor cores take."""
 
@@ -32,8 +35,13 @@ def tiling(
     operands: Collection[Operand],
     rows: tuple[AxisName, ...] = (),
     shared: frozenset[AxisName] = frozenset(),
+    alone: bool = True,
 ) -> Tiling:
-    """Of the ``shared`` axes, which only outputs sum over, one may be cut; the others are whole."""
+    """``alone`` says that instances run over time: there are then no others for later times.
+
+    Of the ``shared`` axes, which only outputs sum over, one may be cut; the others are whole.
+    """
+    rows = tuple(a for a in rows if a in program.sizes)
     parallel = program.parallel_axes()
     free = [a for a in program.sizes if (a in parallel or a in shared) and a not in rows]
     cut = _cut(program, free, operands, parallel, rows)
@@ -51,11 +59,21 @@ def tiling(
         if blocks[largest] <= (_LEAST if mixed else 1):
             break
         blocks[largest] //= 2
+    others = math.prod(program.sizes[a] for a in free if a not in cut and a in parallel)
+    while alone and cut and others * _parts(program, blocks) < FILL:
+        largest = max(cut, key=lambda a: (blocks[a], a != cut[0]))
+        if blocks[largest] <= _LEAST:
+            break
+        blocks[largest] //= 2
     extent |= blocks
     grid = tuple(a for a in free if a not in cut and a in parallel)
-    each = _MATRIX if _matrices(program) else _EACH
-    warps = _largest(program, extent) // (32 * each)
-    return Tiling(tuple(extent.items()), cut, grid, min(max(padded(warps), 1), _MOST_WARPS))
+    matrices = _matrices(program)
+    warps = padded(_largest(program, extent) // (32 * (_MATRIX if matrices else _EACH)))
+    return Tiling(tuple(extent.items()), cut, grid, min(max(warps, _GROUP if matrices else 1), _MOST_WARPS))
+
+
+def _parts(program: StepProgram, blocks: Mapping[AxisName, int]) -> int:
+    return math.prod(-(-program.sizes[a] // n) for a, n in blocks.items())
 
 
 def _matrices(program: StepProgram) -> bool:
