@@ -33,8 +33,11 @@ TIED = ("max-plus", "min-plus")
 
 
 def tied(recurrence: Recurrence) -> bool:
-    """Whether the states depend on how values compare."""
-    return any(stage.semiring in TIED for stage in recurrence.stages)
+    """Whether the chunk's states depend on how values compare: of sums of paths, only derivatives do."""
+    return any(
+        stage.semiring in TIED and not any(t.contracted for u in stage.updates for t in u.terms)
+        for stage in recurrence.stages
+    )
 
 
 def _plus(a: Form, b: Form, factor: Number = 1) -> Form:
@@ -189,14 +192,12 @@ class Cases(Field):
 
     def _told(self, a: Poly) -> tuple[int | None, Form | None]:
         """The sign where it is the same in all cases, else ``a`` as a form where it is one."""
-        a = self._spelled_out(a)
+        a = self.spelled_out(a)
         number = a.number()
         if number is not None:
             return (number > 0) - (number < 0), None
-        kinds = {x: self.table[x].kind for x in a.atoms()}
-        infinite = [m for m in a.terms if any(kinds[x] in ("inf", "nan", "pole") for x, _ in m)]
-        if len(infinite) == 1 and [(kinds[x], e) for x, e in infinite[0]] == [("inf", 1)]:
-            return (1 if a.terms[infinite[0]] > 0 else -1), None  # all else is a real number
+        if infinite := self.infinite(a):
+            return infinite, None
         form: dict[int, Number] = {}
         for m, c in a.terms.items():
             if m and (len(m) > 1 or m[0][1] != 1 or m[0][0] not in self._numbers):

@@ -23,6 +23,7 @@ import dataclasses
 from typing import Protocol
 
 from tenfuse.algebra.chunk_lowrank import ChunkedLowRank
+from tenfuse.algebra.chunk_paths import ChunkedPaths, factors, mixing
 from tenfuse.algebra.chunk_ring import ChunkedRing
 from tenfuse.algebra.chunk_scan import ChunkedScan
 from tenfuse.algebra.decay import Positions
@@ -79,7 +80,7 @@ class Chunk:
 def chunk(program: StepProgram, recurrence: Recurrence, length: int, block: int = BLOCK) -> Chunk:
     """The program of ``length`` steps of ``program``."""
     maker = _Maker(program, recurrence, length, block)
-    return Chunk(maker.run(), maker.at.rows, length)
+    return Chunk(maker.run(), maker.rows, length)
 
 
 class _Maker:
@@ -90,9 +91,13 @@ class _Maker:
         self.axes: list[frozenset[AxisName]] = []
         for node in recurrence.nodes:
             self.axes.append(node_axes(node, self.axes))
-        self.at = self._positions(length, block)
+        if mixing(recurrence):
+            self.rows = tuple(self._free("t", n) for n in factors(length))
+        else:
+            self.at = self._positions(length, block)
+            self.rows = self.at.rows
         self.sums = Sums(self.build, self.sizes, program.dynamic | recurrence.dynamic)
-        self.lift = Lift(recurrence.nodes, self.sums, self.at.rows, self._read, self.sizes, self._split)
+        self.lift = Lift(recurrence.nodes, self.sums, self.rows, self._read, self.sizes, self._split)
         self.states: dict[int, States] = {}
 
     def run(self) -> StepProgram:
@@ -122,6 +127,8 @@ class _Maker:
     def _stage(self, stage: Stage) -> States:
         if stage.form not in ("low-rank", "elementwise", "block", "dense", "semiring"):
             raise Unchunkable(f"a {stage.form} stage has no chunk program")
+        if mixing(self.recurrence):
+            return ChunkedPaths(stage, self.program.carries, self.lift)
         if stage.semiring != "sum-product":
             return ChunkedRing(stage, self.program.carries, self.lift)
         if not self._by_rank(stage):
@@ -133,7 +140,7 @@ class _Maker:
         if spec.accumulate:
             raise Unchunkable("an output is summed over time")
         ref = self.lift.forced(self.lift.affine(self.recurrence.outs[index]))
-        return OutSpec(ref, (*self.at.rows, *spec.axes))
+        return OutSpec(ref, (*self.rows, *spec.axes))
 
     # -- choices ----------------------------------------------------------------------
 

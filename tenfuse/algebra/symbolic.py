@@ -60,8 +60,10 @@ def _pow(f: Field, a: Poly, b: Poly) -> Poly:
 
 def _exponential(f: Field, a: Poly, kind: str, log: str) -> Poly:
     """The product over the terms n/q * m of (atom of m/q) ** n; exp(log q) is q."""
-    found = ONE
-    for m, c in _sums(f, a).terms.items():
+    found, a = ONE, _sums(f, a)
+    if kind == "exp" and f.infinite(a) < 0:
+        return ZERO
+    for m, c in a.terms.items():
         n, q = c.numerator, c.denominator
         inner = f.table[m[0][0]] if len(m) == 1 and m[0][1] == 1 else None
         least = -_EXPANDED if kind == "exp" else 0
@@ -93,6 +95,7 @@ def _idempotent(a: Poly) -> Poly:
 
 def _logarithm(f: Field, a: Poly, kind: str, exp: str) -> Poly:
     """The exponents of what divides every term, plus the logarithm of the rest."""
+    a = f.spelled_out(a)  # a name hides what divides it
     content = f.content(a, exp)
     rest = f.mul(a, Poly({tuple((x, -e) for x, e in content): 1}))
     found = _exponents(f, content)
@@ -112,7 +115,8 @@ def _log(f: Field, a: Poly) -> Poly:
 
 
 def _maximum(f: Field, a: Poly, b: Poly) -> Poly:
-    first = f.sign(f.sub(a, b))
+    gap = f.sub(a, b)
+    first = f.infinite(gap) or f.sign(gap)
     if first is not None:
         return a if first >= 0 else b
     both = f.add(_exponential(f, a, "texp", "tlog"), _exponential(f, b, "texp", "tlog"))

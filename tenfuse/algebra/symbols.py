@@ -12,7 +12,8 @@ same atom.  Functions are uninterpreted, but for what certificates need:
 * 1/q is an atom, which ``zero`` multiplies out again.
 
 Statements are about real numbers where every quotient and function is defined.  Infinity
-is one more unknown; NaN is outside.  A constant is the shortest fraction that the float
+is one more unknown, but that a maximum with minus infinity is the other side, and exp of it 0;
+NaN is outside.  A constant is the shortest fraction that the float
 is the rounding of (0.9 is 9/10), so that products of constants rounded elsewhere agree.
 Atoms are numbered, never named after anything in the user's program.
 """
@@ -105,6 +106,7 @@ class Field:
         self.work, self.spent = work, 0
         self.table: list[Atom] = []
         self._values: tuple[list[int], ...] = tuple([] for _ in LANES)
+        self._powers: tuple[dict[tuple[int, int], int], ...] = tuple({} for _ in LANES)
         self._exact: dict[tuple[str, tuple[Poly, ...]], Poly] = {}
         self._known: dict[tuple[object, ...], list[int]] = {}
         self._random = random.Random(1)
@@ -258,14 +260,18 @@ class Field:
     def value(self, a: Poly, lane: int = 0) -> int:
         """``a`` at a random point of a prime field: different values, different fractions."""
         self.spend(len(a.terms))
-        values, total = self._values[lane], 0
+        values, powers, total = self._values[lane], self._powers[lane], 0
         for m, c in a.terms.items():
             part = c.numerator % _PRIME
             if c.denominator != 1:
                 part = part * pow(c.denominator, -1, _PRIME) % _PRIME
             for x, e in m:
-                v = values[x]
-                part = part * (v if e == 1 else pow(v, e, _PRIME) if v or e > 0 else 0) % _PRIME
+                if e == 1:
+                    part = part * values[x] % _PRIME
+                    continue
+                if (x, e) not in powers:
+                    powers[x, e] = pow(values[x], e, _PRIME) if values[x] or e > 0 else 0
+                part = part * powers[x, e] % _PRIME
             total += part
         return total % _PRIME
 
@@ -287,6 +293,14 @@ class Field:
         number = a.number()
         return None if number is None else (number > 0) - (number < 0)
 
+    def infinite(self, a: Poly) -> int:
+        """The sign of infinity, where ``a`` is that and a real number; else 0."""
+        kinds = {x: self.table[x].kind for x in a.atoms()}
+        found = [m for m in a.terms if any(kinds[x] in ("inf", "nan", "pole") for x, _ in m)]
+        if len(found) != 1 or [(kinds[x], e) for x, e in found[0]] != [("inf", 1)]:
+            return 0
+        return 1 if a.terms[found[0]] > 0 else -1
+
     def null(self, a: Poly) -> bool | None:
         """Whether ``a`` is zero, where it is known."""
         number = a.number()
@@ -297,14 +311,14 @@ class Field:
 
         Else multiplying by it would forget what ``where`` selects when it is zero.
         """
-        a = self._spelled_out(a)
+        a = self.spelled_out(a)
         truths = sorted(x for x in a.atoms() if self.table[x].boolean)
         choices = itertools.product((0, 1), repeat=len(truths))
         return len(truths) <= _TRUTHS and all(
             self._given(a, dict(zip(truths, chosen, strict=True))).terms for chosen in choices
         )
 
-    def _spelled_out(self, a: Poly) -> Poly:
+    def spelled_out(self, a: Poly) -> Poly:
         """``a`` without names at its top level."""
         while names := [x for x in a.atoms() if self.table[x].kind == "named"]:
             x = max(names)

@@ -153,10 +153,7 @@ def test_certificates(name):
     found = certify_chunk(program, recurrence)
     assert found.proved, found.note
     found = certify_adjoint(program, recurrence, _differentiated)
-    if name == "shared":  # the cases of the entries that share a gate are too many together
-        assert found.unfinished
-    else:
-        assert found.proved, found.note
+    assert found.proved, found.note
 
 
 def test_two_ways_that_the_loop_compares_in_another_order_are_not_proved():
