@@ -100,6 +100,8 @@ def _outside(target: Any) -> Callable[..., Any]:
         return aten.reshape.default
     if target is torch.ops.tenfuse.cut.default:
         return torch.Tensor.detach
+    if target is aten.sym_size.int:
+        return torch.Tensor.size  # the operator has no rule for batches
     return target  # type: ignore[no-any-return]
 
 
