@@ -181,6 +181,21 @@ def sum_product(a1, b1, a2, b2):
 
 
 @triton.jit
+def sum_product_0(a1, a2):
+    return a1 * a2
+
+
+@triton.jit
+def sum_product_2(a1, b1, c1, a2, b2, c2):
+    return a1 * a2, a2 * b1 + b2, a2 * c1 + c2
+
+
+@triton.jit
+def sum_product_3(a1, b1, c1, d1, a2, b2, c2, d2):
+    return a1 * a2, a2 * b1 + b2, a2 * c1 + c2, a2 * d1 + d2
+
+
+@triton.jit
 def max_plus(a1, b1, a2, b2):
     return a1 + a2, highest(a2 + b1, b2)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenfuse.emit.triton.functions import DTYPES, PREAMBLE, stored
+from tenfuse.emit.triton.scans import mirrored
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen
 from tenfuse.emit.triton.values import Values
 from tenfuse.emit.triton.writer import Writer
@@ -38,6 +39,10 @@ class _Emitter:
         self.kernel, self.program = kernel, kernel.program
         sizes = dict(kernel.program.sizes)
         self.space = Space(kernel.tiling, sizes, kernel.program.dynamic)
+        whole = frozenset(
+            a for a, _ in kernel.tiling.blocks if a not in kernel.tiling.split and not self.space.ragged(a)
+        )
+        self.space.mirrored = mirrored(kernel.program, whole)
         self.writer = Writer()
         self.dtype = DTYPES[kernel.compute]
         self.place = {(o.role, o.index): i for i, o in enumerate(kernel.operands)}
@@ -108,7 +113,8 @@ class _Emitter:
                 writer.line(f"b{space.order[axis]} = pid % {blocks}")
                 writer.line(f"pid = pid // {blocks}")
                 start = f" + b{space.order[axis]} * {extent}"
-            writer.line(f"{space.index[axis]} = tl.arange(0, {extent}){start}")
+            turned = f"{extent - 1} - " if axis in space.mirrored else ""
+            writer.line(f"{space.index[axis]} = {turned}tl.arange(0, {extent}){start}")
 
     def _time(self) -> None:
         """Which iteration this is."""

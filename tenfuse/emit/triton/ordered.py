@@ -67,29 +67,47 @@ class Ordered:
         last = f"({self.space.size(axis)} - 1)"
         edge = f"({at} < {by})" if by > 0 else f"({at} > {last} - {-by})"
         source = f"tl.maximum({at} - {by}, 0)" if by > 0 else f"tl.minimum({at} + {-by}, {last})"
+        if axis in self.space.mirrored:
+            source = f"{self.space.extent[axis] - 1} - {source}"
         index = self.writer.let(f"{source} + tl.zeros({self.space.shape(axes)}, tl.int32)")
         moved = self.writer.let(f"tl.gather({text}, {index}, {dim})")
         return self.writer.let(f"tl.where({edge}, {fill}, {moved})")
 
     def scan(self, node: Scan, decay: Tile, arg: Tile) -> Tile:
+        """Of which the decay is a matrix."""
         if node.axis not in self.space.order:
             raise unsupported("a scan along an axis that no tile has")
-        if node.rows:
-            return self._matrix_scan(node, decay, arg)
-        axes = self.space.ordered({*decay.axes, *arg.axes, node.axis})
+        return self._matrix_scan(node, decay, arg)
+
+    def scans(self, node: Scan, decay: Tile, args: Sequence[Tile | None]) -> list[Tile]:
+        """Scans like ``node``, all with its decay, in one; None for the products of the decays."""
+        if node.axis not in self.space.order:
+            raise unsupported("a scan along an axis that no tile has")
+        values = [a for a in args if a is not None]
+        axes = self.space.ordered({*decay.axes, node.axis, *(a for v in values for a in v.axes)})
         self.products.fits(axes)
-        dim = axes.index(node.axis)
         zero, one = ZERO_ONE[node.semiring]
-        decays, values = self._spread(decay, axes), self._spread(arg, axes)
-        if node.reverse:
+        texts = [self._spread(x, axes) for x in (decay, *values)]
+        turned = node.reverse != (node.axis in self.space.mirrored)
+        dim = axes.index(node.axis)
+        if turned:
             inside = self.space.inside((node.axis,), axes)
             if inside:
-                decays = self.writer.let(f"tl.where({inside}, {decays}, {one})")
-                values = self.writer.let(f"tl.where({inside}, {values}, {zero})")
-            decays, values = (self.writer.let(f"tl.flip({x}, {dim})") for x in (decays, values))
-        pair = f"tl.associative_scan(({decays}, {values}), {dim}, {COMBINE[node.semiring]})"
-        found = self.writer.let(f"{pair}[1]")
-        return Tile(self.writer.let(f"tl.flip({found}, {dim})") if node.reverse else found, axes)
+                ends = (one, *[zero] * len(values))
+                texts = [
+                    self.writer.let(f"tl.where({inside}, {x}, {e})") for x, e in zip(texts, ends, strict=True)
+                ]
+            texts = [self.writer.let(f"tl.flip({x}, {dim})") for x in texts]
+        name = COMBINE[node.semiring] + (f"_{len(values)}" if len(values) != 1 else "")
+        several = f"({', '.join(texts)})" if values else texts[0]
+        whole = self.writer.let(f"tl.associative_scan({several}, {dim}, {name})")
+        places = iter(range(1, len(texts)))
+        found = []
+        for arg in args:
+            place = 0 if arg is None else next(places)
+            text = self.writer.let(f"{whole}[{place}]") if values else whole
+            found.append(Tile(self.writer.let(f"tl.flip({text}, {dim})") if turned else text, axes))
+        return found
 
     def _matrix_scan(self, node: Scan, decay: Tile, arg: Tile) -> Tile:
         """By doubling: h_t = A_t h_{t-s} + x_t for s = 1, 2, 4, ... steps at once."""

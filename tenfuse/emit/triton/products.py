@@ -101,6 +101,16 @@ class Products:
             shape = " x ".join(str(self.space.extent[a]) for a in axes)
             raise unsupported(f"a tile of {shape} entries, more than {LARGEST}")
 
+    def matrices(self, axes: Sequence[frozenset[AxisName]], over: frozenset[AxisName]) -> bool:
+        """Whether a product of values over ``axes`` is one of two matrices."""
+        tiles = [Tile("0.0", self.space.ordered(own)) for own in axes]
+        return len(tiles) > 1 and any(
+            self._roles([tiles[0], *left], right, over) is not None
+            for chosen in itertools.product((False, True), repeat=len(tiles) - 1)
+            for left in ([t for t, c in zip(tiles[1:], chosen, strict=True) if not c],)
+            for right in ([t for t, c in zip(tiles[1:], chosen, strict=True) if c],)
+        )
+
     # -- matrix products ----------------------------------------------------------------
 
     def _dot(self, factors: Sequence[Tile], over: frozenset[AxisName]) -> Tile | None:

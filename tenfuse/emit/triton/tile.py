@@ -36,6 +36,8 @@ class Space:
         self.index |= {a: f"g{i}" for i, a in enumerate(tiling.grid)}
         self.count = {a: f"n{i}" for i, a in enumerate(sorted(self.dynamic))}
         """The name of the size of a dynamic axis."""
+        self.mirrored: frozenset[AxisName] = frozenset()
+        """Axes whose entries stand in a tile from last to first."""
 
     def size(self, axis: AxisName) -> str:
         return self.count.get(axis, str(self.sizes[axis]))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from tenfuse.emit.triton.functions import COMPARE, DTYPES, LOGIC, TRUTHS, numeric
 from tenfuse.emit.triton.ordered import Ordered
 from tenfuse.emit.triton.products import Products
+from tenfuse.emit.triton.scans import is_product, together
 from tenfuse.emit.triton.tile import Space, Tile, is_literal, literal, seen
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.step.program import (
@@ -26,8 +27,13 @@ from tenfuse.step.program import (
     Shift,
     Solve,
     StepProgram,
+    arguments,
+    mixed,
     only_summed,
 )
+
+SLICED, SLICE = 1 << 13, 16
+"""Entries of a product from which a sum is taken in slices, and entries along an axis in one."""
 
 
 class Values:
@@ -46,7 +52,8 @@ class Values:
         self.entering = entering
         self.products = Products(space, writer, compute, dots)
         self.ordered = Ordered(space, writer, self.products, compute)
-        self.inner = only_summed(program)
+        self.inner, self.axes = only_summed(program), program.axes_of()
+        self.together = together(program)
         self.found: dict[Ref, Tile] = {}
 
     def tile(self, ref: Ref) -> Tile:
@@ -96,9 +103,22 @@ class Values:
         if isinstance(node, Shift):
             return self.ordered.shift(node, self.number(node.arg))
         if isinstance(node, Scan):
-            return self.ordered.scan(node, self.number(node.decay), self.number(node.arg))
+            return self._scan(ref, node)
         assert isinstance(node, Solve)
         return self.ordered.solve(node, self.number(node.lower), self.number(node.arg))
+
+    def _scan(self, ref: Ref, node: Scan) -> Tile:
+        """With all that run together with it."""
+        if node.rows:
+            return self.ordered.scan(node, self.number(node.decay), self.number(node.arg))
+        group, args = self.together[ref], list[Tile | None]()
+        for i in group:
+            one = self.program.nodes[i]
+            assert isinstance(one, Scan)
+            args.append(None if is_product(self.program, one) else self.number(one.arg))
+        for i, tile in zip(group, self.ordered.scans(node, self.number(node.decay), args), strict=True):
+            self.found[i] = tile
+        return self.found[ref]
 
     # -- entry by entry -----------------------------------------------------------------
 
@@ -137,7 +157,70 @@ class Values:
     def _contract(self, node: Contract) -> Tile:
         if node.op != "sum":
             return self.products.total(self._over(node), node.axes, node.op)
-        return self.products.summed([self.number(f) for f in self._factors(node.arg)], node.axes)
+        factors = self._factors(node.arg)
+        axis = self._sliced(factors, node.axes)
+        if axis:
+            return self._in_slices(factors, node.axes, axis)
+        return self.products.summed([self.number(f) for f in factors], node.axes)
+
+    def _sliced(self, factors: list[Ref], over: frozenset[AxisName]) -> AxisName:
+        """The axis along which a sum is taken slice by slice: its product would be a tile too large
+        to hold, and all that it is made of along that axis is read from memory."""
+        union = self.space.ordered(a for f in factors for a in self.axes[f])
+        if self.space.volume(union) <= SLICED or self.products.matrices(
+            [self.axes[f] for f in factors], over
+        ):
+            return ""
+        found = [
+            a
+            for a in self.space.ordered(over)
+            if self.space.extent[a] > SLICE and self._read_only(factors, a)
+        ]
+        return max(found, key=self.space.extent.__getitem__, default="")
+
+    def _read_only(self, refs: list[Ref], axis: AxisName) -> bool:
+        """Whether no carry reaches the nodes along ``axis``, and none of them mixes it."""
+        for ref in self._along(refs, axis):
+            node = self.program.nodes[ref]
+            if isinstance(node, Input) and node.kind == "carry":
+                return False
+            if axis in mixed(node):
+                return False
+        return True
+
+    def _along(self, refs: list[Ref], axis: AxisName) -> list[Ref]:
+        """The nodes with ``axis`` that the nodes are made of."""
+        found, stack = set[Ref](), list(refs)
+        while stack:
+            ref = stack.pop()
+            if axis in self.axes[ref] and ref not in found:
+                found.add(ref)
+                stack += arguments(self.program.nodes[ref])
+        return sorted(found)
+
+    def _in_slices(self, factors: list[Ref], over: frozenset[AxisName], axis: AxisName) -> Tile:
+        inside = self._along(factors, axis)
+        for ref in inside:
+            for a in arguments(self.program.nodes[ref]):
+                if axis not in self.axes[a] and a not in self.inner:
+                    self.tile(a)
+        for f in factors:
+            if axis not in self.axes[f]:
+                self.tile(f)
+        space, writer, before = self.space, self.writer, dict(self.found)
+        rest = space.ordered({a for f in factors for a in self.axes[f]} - over)
+        total = writer.variable(f"tl.zeros({space.shape(rest)}, {DTYPES[self.compute]})")
+        extent, index = space.extent[axis], space.index[axis]
+        count = writer.counter()
+        writer.open(f"for {count} in range({extent // SLICE}):")
+        space.extent[axis] = SLICE
+        space.index[axis] = writer.let(f"tl.arange(0, {SLICE}) + {count} * {SLICE}")
+        self.found = {r: t for r, t in before.items() if r not in inside}
+        part = self.products.summed([self.number(f) for f in factors], over)
+        writer.line(f"{total} += {seen(part.text, part.axes, rest)}")
+        writer.close()
+        space.extent[axis], space.index[axis], self.found = extent, index, before
+        return Tile(total, rest)
 
     def _over(self, node: Contract) -> Tile:
         """The argument with every axis it is reduced over that a tile has."""

@@ -35,6 +35,11 @@ class Writer:
         self.line(f"{name} = {text}")
         return name
 
+    def counter(self) -> str:
+        """The name of a loop's variable."""
+        self._names += 1
+        return f"m{self._names - 1}"
+
     def open(self, header: str) -> None:
         """A block; what is computed in it is not known behind it."""
         self.line(header)
