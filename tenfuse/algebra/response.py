@@ -33,16 +33,6 @@ class Linear:
     local: Ref | None = None
     responses: tuple[Response, ...] = ()
 
-    def scaled(self, sums: Sums, factor: Ref) -> Linear:
-        local = None if self.local is None else sums.product([self.local, factor])
-        return Linear(
-            local,
-            tuple(
-                dataclasses.replace(r, coefficient=sums.product([r.coefficient, factor]))
-                for r in self.responses
-            ),
-        )
-
 
 def value(sums: Sums, linear: Linear) -> list[Ref]:
     """The summands of ``linear``."""
