@@ -16,21 +16,25 @@ import importlib.util
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tenfuse.emit.triton import emit, timed
+from tenfuse.plan.settings import Setting, bucket
 from tenfuse.plan.tile import TileKernel
 from tenfuse.reasons import DEVICE, refuse
+from tenfuse.runtime import tune
 from tenfuse.runtime.cache import root
 from tenfuse.step.program import AxisName
 
 _lock = threading.Lock()
 MOST = (1 << 31) - 1
 """Instances that one launch can have."""
+RESULTS = ("final", "out")
+"""Roles of what a kernel writes."""
 
 
 def interpreting() -> bool:
@@ -51,6 +55,7 @@ class TileLauncher:
         self._sizes = dict(program.sizes)
         self._dynamic = kernel.axes()
         self._timed = [timed(kernel, o) for o in kernel.operands]
+        self._settings: dict[tuple[torch.device, tuple[int, int]], Setting] = {}
 
     def __call__(
         self, tensors: Sequence[torch.Tensor], steps: int, sizes: Mapping[AxisName, int] | None = None
@@ -73,10 +78,27 @@ class TileLauncher:
         self._launch(tensors, instances, [*strides, *(known[a] for a in self._dynamic), steps, count])
 
     def _launch(self, tensors: Sequence[torch.Tensor], instances: int, numbers: Sequence[int]) -> None:
-        tiling = self.kernel.tiling
+        def launch(setting: Setting) -> None:
+            warps, stages = setting
+            self.function[(instances,)](*tensors, *numbers, num_warps=warps, num_stages=stages)
+
         # The dispatcher sets no device, and Triton starts kernels on the current one.
         with torch.cuda.device_of(tensors[0]):
-            self.function[(instances,)](*tensors, *numbers, num_warps=tiling.warps, num_stages=tiling.stages)
+            launch(self._setting(tensors, bucket(instances, numbers[-1]), launch))
+
+    def _setting(
+        self, tensors: Sequence[torch.Tensor], size: tuple[int, int], launch: Callable[[Setting], None]
+    ) -> Setting:
+        own = (self.kernel.tiling.warps, self.kernel.tiling.stages)
+        if not tensors[0].is_cuda:
+            return own
+        which = (tensors[0].device, size)
+        if which not in self._settings:
+            if torch.cuda.is_current_stream_capturing():
+                return own
+            results = [x for x, o in zip(tensors, self.kernel.operands, strict=True) if o.role in RESULTS]
+            self._settings[which] = tune.setting(self.kernel, self.source, size, launch, results)
+        return self._settings[which]
 
 
 @functools.cache
