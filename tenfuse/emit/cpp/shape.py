@@ -143,7 +143,8 @@ class Shapes:
         across = [r for r in refs if x not in self.axes[r] and inner in self.axes[r]]
         if across and inner not in nest.unroll and self.trivial(nest, x):
             # Rows taken together share one tree of additions across lanes.
-            most = max(1, min(8 // nest.unroll.get(x, 1), self.lanes // len(across)))
+            least = 2 if len(across) > 1 else 1
+            most = max(least, min(8 // nest.unroll.get(x, 1), self.lanes // len(across)))
             nest.unroll[inner] = _parts(size, most) if isinstance(size, int) else most
         if all(inner not in self.axes[r] for r in refs) and room and isinstance(size, int) and size % 2 == 0:
             nest.unroll[inner] = 2
