@@ -19,7 +19,7 @@ import torch
 
 from tenfuse.plan.keep import cheaper_kept, keeping, reading_kept
 from tenfuse.plan.kernel import Kernel, Operand
-from tenfuse.plan.product import products
+from tenfuse.plan.product import gathered, products
 from tenfuse.reasons import DTYPE, refuse
 from tenfuse.step.adjoint import Adjoint, Product, Summed, adjoint
 from tenfuse.step.axes import hint
@@ -192,10 +192,12 @@ def plan(
     kept: tuple[int, ...] = ()
     saving, backward = None, None
     if wanted.any:
-        back = adjoint(
-            program,
-            [i for i, p in enumerate(streams) if wanted.streams[p.source]],
-            [i for i, p in enumerate(invariants) if wanted.invariants[p.source]],
+        back = gathered(
+            adjoint(
+                program,
+                [i for i, p in enumerate(streams) if wanted.streams[p.source]],
+                [i for i, p in enumerate(invariants) if wanted.invariants[p.source]],
+            )
         )
         saving = forward
         if chunk is None and cheaper_kept(program, back):

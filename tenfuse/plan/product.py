@@ -1,6 +1,8 @@
-"""Sums of outer products over time: the gradient of a matrix that every step multiplies by.
+"""Sums over time: gradients of what every step shares.
 
-Takes an adjoint and its kernel; leaves one kernel per ``Product`` term of an invariant: a
+``gathered`` takes an adjoint and leaves it with fewer sums.  The gradient of a matrix that
+every step multiplies by is a sum of outer products: ``products`` takes the adjoint and its
+kernel, and leaves one kernel per ``Product`` term of an invariant: a
 program without a carry that multiplies the factors and adds up.  A step of it takes several
 steps of the loop: they are one more axis that is summed over, so that the sums stay in
 registers for longer than the few entries that one step of the loop adds.  (A matrix library
@@ -9,9 +11,11 @@ would do the same, at half the speed where it does not use the widest vectors of
 
 from __future__ import annotations
 
+import dataclasses
+
 from tenfuse.plan.kernel import Kernel, Operand
-from tenfuse.step.adjoint import Adjoint, Product
-from tenfuse.step.program import AxisName, Builder, OutSpec, StepProgram, validate
+from tenfuse.step.adjoint import Adjoint, Product, Summed
+from tenfuse.step.program import AxisName, Builder, OutSpec, Pointwise, StepProgram, validate
 
 SPAN = "~"
 """The axis of the steps taken at once.  It sorts, and so loops, behind all others."""
@@ -29,6 +33,38 @@ def products(back: Adjoint, kernel: Kernel) -> tuple[tuple[int, Product, Kernel]
         for term in terms
         if isinstance(term, Product)
     )
+
+
+def gathered(back: Adjoint) -> Adjoint:
+    """``back`` with the terms of an invariant that are summed over the same axes as one sum."""
+    groups: dict[tuple[int, tuple[AxisName, ...]], list[int]] = {}
+    for i, terms in back.invariants.items():
+        for term in terms:
+            if isinstance(term, Summed):
+                groups.setdefault((i, back.program.outs[term.out].axes), []).append(term.out)
+    nodes, outs = list(back.program.nodes), list(back.program.outs)
+    gone: set[int] = set()
+    for first, *others in groups.values():
+        for k in others:
+            nodes.append(Pointwise("add", (outs[first].ref, outs[k].ref)))
+            outs[first] = dataclasses.replace(outs[first], ref=len(nodes) - 1)
+        gone |= set(others)
+    if not gone:
+        return back
+    place = {k: n for n, k in enumerate(k for k in range(len(outs)) if k not in gone)}
+    kept = tuple(outs[k] for k in place)
+    program = dataclasses.replace(back.program, nodes=tuple(nodes), outs=kept)
+    validate(program)
+    invariants = {
+        i: tuple(
+            Summed(place[t.out]) if isinstance(t, Summed) else Product(place[t.left], place[t.right])
+            for t in terms
+            if not isinstance(t, Summed) or t.out in place
+        )
+        for i, terms in back.invariants.items()
+    }
+    streams = {i: place[k] for i, k in back.streams.items()}
+    return dataclasses.replace(back, program=program, streams=streams, invariants=invariants)
 
 
 def summed_over(back: Adjoint, i: int, term: Product) -> tuple[AxisName, ...]:
@@ -70,4 +106,4 @@ def _summing(back: Adjoint, kernel: Kernel, i: int, term: Product) -> Kernel:
     return Kernel(program, tuple(operands), kernel.compute, kernel.reverse)
 
 
-__all__ = ["ROWS", "SPAN", "joined", "products", "summed_over"]
+__all__ = ["ROWS", "SPAN", "gathered", "joined", "products", "summed_over"]
