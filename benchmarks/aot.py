@@ -1,6 +1,6 @@
 """Every generated Triton kernel compiled ahead of time, for four cards, without any of them.
 
-    python -m benchmarks.aot            # all loops of aot_loops.py; half an hour on one core
+    python -m benchmarks.aot            # all loops of aot_loops.py; minutes
     python -m benchmarks.aot --quick    # one loop of each form, for one card
 
 Writes ``results/triton-aot.md`` and ``.json``: registers, spilled bytes, shared memory,
@@ -29,17 +29,20 @@ from benchmarks.cpu import RESULTS, write
 
 BATCH, TRACED, STEPS = 2, 128, 4096
 """Kernels depend neither on the batch nor on the number of steps; bytes are those of STEPS."""
+MAIN = "sm_90"
+"""The target of sizes and dtypes beside each loop's first; the first is compiled for all."""
 QUICK = ("EMA", "rotation", "running max", "scalar decay", "gated delta rule", "dense", "GRU")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
+DTYPES = {
+    "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32, "complex64": torch.complex64,
+}  # fmt: skip
 """Of the tensors; "tf32" is float32 with torch's own setting allowing TF32 in products."""
 
 
 def inputs(case: LoopCase, setting: tuple[tuple[str, int], ...], dtype: torch.dtype) -> list[Tensor]:
     """Tensors without values, which nobody reads."""
     sizes = {"B": BATCH, "T": TRACED, **dict(setting)}
-    kind = torch.complex64 if case.complex else dtype
     return [
-        torch.empty([sizes[n] if n in sizes else int(n) for n in shape.split()], dtype=kind)
+        torch.empty([sizes[n] if n in sizes else int(n) for n in shape.split()], dtype=dtype)
         for shape in case.shapes
     ]
 
@@ -53,6 +56,9 @@ def rows(
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
         report, passes = launches(case.run, inputs(case, setting, DTYPES[dtype]), STEPS)
+    except Exception as error:  # The table goes on with the next loop.
+        yield {**head, "failed": f"{type(error).__name__}: {error}".split("\n\n")[0].replace("\n", " ")[:200]}
+        return
     finally:
         torch.set_float32_matmul_precision(precision)
     if report.status != "fused" or report.form != case.form:
@@ -105,7 +111,8 @@ def markdown(found: list[dict[str, Any]], targets: list[str]) -> str:
         if "same as" in row:
             cells += [f"as {row['same as']}"] + [""] * (len(targets) - 1)
         else:
-            cells += [_cell(b) for b in row["binaries"]]
+            made = {b["target"]: _cell(b) for b in row["binaries"]}
+            cells += [made.get(t, "") for t in targets]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -124,19 +131,19 @@ def _cell(binary: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile every generated Triton kernel without a GPU.")
     parser.add_argument(
-        "--quick", action="store_true", help="a loop of each form, sm_90 only; writes nothing"
+        "--quick", action="store_true", help=f"a loop of each form, {MAIN} only; writes nothing"
     )
     parser.add_argument("--only", default="", help="loops whose name contains this; writes nothing")
     parser.add_argument("--targets", default=",".join(SHARED))
-    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--all", action="store_true", help="every size and dtype for every target: hours")
     args = parser.parse_args()
-    targets = ["sm_90"] if args.quick else args.targets.split(",")
-    dtypes = ["bf16"] if args.quick else args.dtypes.split(",")
+    targets = [MAIN] if args.quick else args.targets.split(",")
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        for case, setting, dtype in _chosen(args.quick, args.only, dtypes):
-            for row in rows(case, setting, dtype, targets):
+        for case, setting, dtype in _chosen(args.quick, args.only):
+            first = dtype == case.dtypes[0] and setting == case.sizes[0]
+            for row in rows(case, setting, dtype, targets if first or args.all else [MAIN]):
                 found.append(row)
                 print(markdown([row], targets).splitlines()[-1], flush=True)
     if not args.quick and not args.only:
@@ -147,17 +154,13 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _chosen(
-    quick: bool, only: str, dtypes: list[str]
-) -> Iterator[tuple[LoopCase, tuple[tuple[str, int], ...], str]]:
+def _chosen(quick: bool, only: str) -> Iterator[tuple[LoopCase, tuple[tuple[str, int], ...], str]]:
+    """Every size in the first dtype, the first size in every dtype."""
     for case in LOOPS:
         if only not in case.name or (quick and case.name not in QUICK):
             continue
-        for setting in case.sizes[:1] if quick else case.sizes:
-            for dtype in dtypes:
-                # Without products of matrices TF32 changes nothing, nor a dtype where all is complex.
-                if (dtype == "tf32" and case.form != "low-rank") or (case.complex and dtype != "fp32"):
-                    continue
+        for n, setting in enumerate(case.sizes[:1] if quick else case.sizes):
+            for dtype in case.dtypes[:1] if n or quick else case.dtypes:
                 yield case, setting, dtype
 
 

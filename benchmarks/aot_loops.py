@@ -24,7 +24,7 @@ class LoopCase:
     shapes: tuple[str, ...]
     sizes: tuple[tuple[tuple[str, int], ...], ...]
     """Each a setting of what else the shapes name."""
-    complex: bool = False
+    dtypes: tuple[str, ...] = ("bf16", "fp32")
 
 
 def ema(a: Tensor, b: Tensor) -> Tensor:
@@ -179,23 +179,24 @@ def _heads(*sizes: int) -> tuple[tuple[tuple[str, int], ...], ...]:
 
 _WIDE, _EACH = "B T H d", "B T H"
 _CHANNELS = ((("D", 2048),),)
+_PRODUCTS = ("bf16", "fp32", "tf32")
 
 LOOPS = (
     LoopCase("EMA", "elementwise", ema, ("B T D", "B T D"), _CHANNELS),
-    LoopCase("complex EMA", "elementwise", ema, ("B T D", "B T D"), _CHANNELS, complex=True),
+    LoopCase("complex EMA", "elementwise", ema, ("B T D", "B T D"), _CHANNELS, ("complex64",)),
     LoopCase("rotation", "block", rotation, ("B T D", "D", "D", "B T D", "B T D"), _CHANNELS),
     LoopCase("running max", "semiring", running_max, ("B T D", "B T D"), _CHANNELS),
     LoopCase(
         "selective scan", "elementwise", selective, ("B T D", "B T D", "D N", "B T N", "B T N"),
         ((("D", 1536), ("N", 16)),),
     ),
-    LoopCase("linear attention", "low-rank", plain, (_WIDE,) * 3, _heads(64, 128, 256)),
-    LoopCase("scalar decay", "low-rank", scalar_decay, (_WIDE, _WIDE, _WIDE, _EACH), _heads(64, 128, 256)),
+    LoopCase("linear attention", "low-rank", plain, (_WIDE,) * 3, _heads(128), _PRODUCTS),
+    LoopCase("scalar decay", "low-rank", scalar_decay, (*(_WIDE,) * 3, _EACH), _heads(128, 64, 256)),
     LoopCase("vector decay", "low-rank", vector_decay, (_WIDE,) * 4, _heads(64, 128, 256)),
     LoopCase("read before", "low-rank", read_before, (*(_WIDE,) * 4, "H d"), _heads(64)),
-    LoopCase("delta rule", "low-rank", delta, (_WIDE, _WIDE, _WIDE, _EACH), _heads(64, 128, 256)),
+    LoopCase("delta rule", "low-rank", delta, (*(_WIDE,) * 3, _EACH), _heads(64, 128, 256), _PRODUCTS),
     LoopCase(
-        "gated delta rule", "low-rank", gated_delta, (_WIDE, _WIDE, _WIDE, _EACH, _EACH), _heads(64, 128, 256)
+        "gated delta rule", "low-rank", gated_delta, (*(_WIDE,) * 3, _EACH, _EACH), _heads(128, 64, 256)
     ),
     LoopCase("two-vector erase", "low-rank", two_vectors, (_WIDE,) * 6, _heads(64, 128)),
     LoopCase("two deltas a step", "low-rank", two_deltas, (*(_WIDE,) * 5, _EACH, _EACH), _heads(64)),
