@@ -80,15 +80,21 @@ def _tile(lanes: int, axis: Axis, parts: str, row: bool) -> list[str]:
     """The run of a tile axis that one task takes, chosen at launch for ``parts`` tasks.
 
     One per thread where rows share loads, or where every task adds to what others sum too:
-    all tasks are then as long, and each repeats what does not depend on its rows.
+    all tasks are then as long, and each repeats what does not depend on its rows.  Where no
+    task can hold that many, tasks are as many times more, long ones in whole vectors.
     """
     i, grain = axis.id, 1 if row else 4 * lanes
-    return [
-        f"{{ int64_t want = ({parts} + tasks - 1) / tasks;",
+    even = [
         f"  const int64_t least = (N{i} + {axis.capacity} - 1) / {axis.capacity};",
         "  if (want < least) want = (least + want - 1) / want * want;",
+    ]
+    whole = [f"  if (tile > {2 * lanes}) tile = (tile + {lanes - 1}) / {lanes} * {lanes};"]
+    long = isinstance(axis.capacity, int) and axis.capacity >= 2 * lanes
+    return [
+        f"{{ int64_t want = ({parts} + tasks - 1) / tasks;",
+        *(even if long else []),
         f"  int64_t tile = ((N{i} + want - 1) / want + {grain - 1}) / {grain} * {grain};",
-        *([f"  if (tile > 2 * {lanes}) tile = (tile + {lanes - 1}) / {lanes} * {lanes};"] if row else []),
+        *(whole if long and row else []),
         f"  if (tile > {axis.capacity}) tile = {axis.capacity};",
         "  if (tile < 1) tile = 1;",
         f"  L[{i}] = tile; tasks *= (N{i} + tile - 1) / tile; }}",
