@@ -17,9 +17,11 @@ from tenfuse.emit.triton.values import Values
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tile import TileKernel
-from tenfuse.step.program import AxisName, Input
+from tenfuse.step.program import AxisName, Input, arguments
 
 HEADER = "import triton\nimport triton.language as tl\n"
+JIT = '@triton.jit(do_not_specialize=["steps", "count"])'
+"""One compilation for every length."""
 
 
 def emit(kernel: TileKernel) -> str:
@@ -75,6 +77,7 @@ class _Emitter:
         if self.kernel.parallel:
             writer.line("c = pid")
         else:
+            self._once()
             writer.open("for c in range(0, count):")
         self._time()
         self._step(sums)
@@ -85,7 +88,19 @@ class _Emitter:
                 self._store(self._operand("final", i), carry.axes, self.carried[i])
         for j, name in sums.items():
             self._store(self._operand("out", j), program.outs[j].axes, name)
-        return ["@triton.jit", f"def kernel({', '.join(self._parameters())}):", *writer.lines]
+        return [JIT, f"def kernel({', '.join(self._parameters())}):", *writer.lines]
+
+    def _once(self) -> None:
+        """What is the same in every iteration is computed before the first."""
+        program, varying = self.program, set[int]()
+        for i, node in enumerate(program.nodes):
+            entering = isinstance(node, Input) and node.kind not in ("invariant", "first")
+            if entering or any(a in varying for a in arguments(node)):
+                varying.add(i)
+        needed = set(program.roots()) | {a for i in varying for a in arguments(program.nodes[i])}
+        for i in sorted(needed - varying):
+            if i not in self.values.inner:
+                self.values.tile(i)
 
     def _operand(self, role: str, index: int) -> int:
         return self.place[role, index]
