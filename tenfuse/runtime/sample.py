@@ -270,32 +270,31 @@ def _size(x: torch.Tensor) -> float:
 # -- what inputs are drawn from ---------------------------------------------------------------
 
 
-def _real(tensor: torch.Tensor) -> torch.Tensor:
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _filled(random: torch.Generator, tensor: torch.Tensor, fill: Callable[[torch.Tensor], object]) -> None:
+    if tensor.dtype is torch.bool:
+        tensor.copy_(torch.rand(tensor.shape, generator=random, device=tensor.device) < 0.5)
+    else:
+        fill(_numbers(tensor))
 
 
 def _gated(random: torch.Generator, tensor: torch.Tensor, width: int) -> None:
     """Numbers like decays where nothing mixes, and vectors of about length one elsewhere."""
-    if tensor.dtype is torch.bool:
-        tensor.random_(0, 2, generator=random)
-    elif width == 1:
-        _real(tensor).uniform_(0.5, 1.0, generator=random)
+    if width == 1:
+        _filled(random, tensor, lambda x: x.uniform_(0.5, 1.0, generator=random))
     else:
-        _real(tensor).normal_(0.0, width**-0.5, generator=random)
+        _filled(random, tensor, lambda x: x.normal_(0.0, width**-0.5, generator=random))
 
 
 def _positive(random: torch.Generator, tensor: torch.Tensor, width: int) -> None:
-    if tensor.dtype is torch.bool:
-        tensor.random_(0, 2, generator=random)
-    else:
-        _real(tensor).uniform_(0.1 / width, 0.9 / width, generator=random)
+    _filled(random, tensor, lambda x: x.uniform_(0.1 / width, 0.9 / width, generator=random))
 
 
 def _small(random: torch.Generator, tensor: torch.Tensor, width: int) -> None:
-    if tensor.dtype is torch.bool:
-        tensor.random_(0, 2, generator=random)
-    else:
-        _real(tensor).normal_(0.0, 0.1 / width, generator=random)
+    _filled(random, tensor, lambda x: x.normal_(0.0, 0.1 / width, generator=random))
 
 
 _FILLS = (_gated, _positive, _small)
