@@ -137,15 +137,16 @@ def assemble(
     ``tiles`` those of kernels on tiles, of which the first that passes its ``trial`` is taken.
     """
     length = None if chunk == "auto" else int(chunk)
-    maker = _Assembly(loop, step, parts, core, grads, length, chooser, tiles, trial)
+    return _Assembly(loop, step, parts, core, grads, length, chooser, tiles, trial).trace()
+
+
+def _batched(one: Callable[..., tuple[torch.Tensor, ...]], stacked: Iterable[torch.Tensor]) -> Any:
+    """``one`` for every step at once; refuses what ``vmap`` cannot batch."""
     try:
-        return maker.trace()
-    except Refused:
-        raise
+        return torch.vmap(one)(*stacked)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        raise refuse(
-            NOT_BATCHABLE, f"batching the body over time failed: {str(error).splitlines()[0]}"
-        ) from error
+        said = str(error).partition("\n")[0]
+        raise refuse(NOT_BATCHABLE, f"batching the body over time failed: {said}") from error
 
 
 class _Assembly:
@@ -267,7 +268,7 @@ class _Assembly:
             env = self.runner.run(needed, {**static, **dict(zip(streams, slices, strict=True))})
             return tuple(env[n] for n in order)
 
-        results = torch.vmap(one)(*streams.values())
+        results = _batched(one, streams.values())
         return {**streams, **dict(zip(order, results, strict=True))}
 
     def _after_nodes(self) -> list[fx.Node]:
@@ -303,7 +304,7 @@ class _Assembly:
             env = self.runner.run(nodes, {**static, **dict(zip(inputs, slices, strict=True))})
             return tuple(env[n] for n in order)
 
-        results = torch.vmap(one)(*(stacked[n] for n in inputs))
+        results = _batched(one, (stacked[n] for n in inputs))
         return dict(zip(order, results, strict=True))
 
     def _kernel(
