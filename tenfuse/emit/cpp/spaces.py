@@ -183,7 +183,7 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
             found[a] = _tile(sizes[a], a in dynamic, lanes, cap, i, parts, mixes)
         elif a == row:
             beside = found[tile].trips if tile in found else 1
-            cap = _rows(kernel, a, shared, a in cut, max(state * beside, 1))
+            cap = _rows(kernel, a, shared, a in cut, max(state * beside, 1), lanes)
             found[a] = Axis("tile", f"n{i}", cap if a in dynamic else min(cap, max(sizes[a], 1)), i)
         else:
             found[a] = Axis("task", 1, 1, i)
@@ -215,7 +215,7 @@ def _divide(
     return par | cut, cut, _tile_axis(kernel, par | cut, frozenset(sizes) - par - cut, lanes)
 
 
-def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int) -> int:
+def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int, lanes: int) -> int:
     """Most entries of the row axis for one task, of ``each`` bytes of state.
 
     Few rows at once, or their lines evict each other; more where a result has them side by side.
@@ -227,7 +227,8 @@ def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int) ->
         cap = limit
     elif cut:
         cap = max(cap, min(_rows_per_task(kernel, axis), HISTORY // each))
-    return min(cap, limit)
+    cap = min(cap, limit)
+    return cap - cap % lanes if cut and cap > lanes else cap
 
 
 def _cut(
