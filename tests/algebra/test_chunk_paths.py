@@ -88,7 +88,7 @@ def test_the_axes_of_a_chunk_are_the_prime_factors_of_its_length():
     assert [factors(n) for n in (1, 2, 12, 13, 16)] == [[1], [2], [2, 2, 3], [13], [2, 2, 2, 2]]
 
 
-_COSTLY = ("hmm", "grid")
+_COSTLY = ("crf", "hmm", "grid")
 
 
 @pytest.mark.parametrize(
