@@ -17,26 +17,38 @@ STAGES = ("capture", "step", "algebra", "plan", "emit", "runtime", "rewrite")
 
 IR = {
     "tenfuse.capture.loop", "tenfuse.step.program", "tenfuse.step.functions",
-    "tenfuse.algebra.recurrence", "tenfuse.plan.plan", "tenfuse.plan.kernel",
+    "tenfuse.algebra.recurrence", "tenfuse.plan.plan", "tenfuse.plan.kernel", "tenfuse.plan.tile",
 }  # fmt: skip
 """The frozen types handed from stage to stage, and the table of functions they name."""
 
 BORDERS = {
     "algebra/names.py": {"tenfuse.step.tensors"},
+    "algebra/ragged.py": {"tenfuse.step.ordered"},
     "plan/choose.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.parts"},
     "plan/chunked.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.rebuild"},
     "plan/core.py": {"tenfuse.algebra.parts"},
     "plan/keep.py": {"tenfuse.step.adjoint"},
     "plan/loop.py": {"tenfuse.step.adjoint", "tenfuse.step.axes", "tenfuse.step.reader"},
+    "plan/passes.py": {"tenfuse.algebra.parts"},
     "plan/product.py": {"tenfuse.step.adjoint"},
+    "plan/stepped.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.ragged"},
+    "plan/tiled.py": {"tenfuse.step.adjoint"},
     "runtime/backward.py": {"tenfuse.plan.loop", "tenfuse.plan.product"},
     "runtime/totals.py": {"tenfuse.plan.loop", "tenfuse.step.adjoint"},
-    "runtime/bind.py": {"tenfuse.plan.loop", "tenfuse.step.reader"},
+    "runtime/bind.py": {"tenfuse.plan.loop", "tenfuse.plan.tiled", "tenfuse.step.reader"},
+    "runtime/canary.py": {"tenfuse.plan.loop", "tenfuse.plan.tiled"},
     "runtime/op.py": {"tenfuse.plan.loop"},
     "runtime/compile.py": {"tenfuse.emit.cpp.isa"},
     "runtime/launch.py": {"tenfuse.emit.cpp", "tenfuse.emit.cpp.source"},
+    "runtime/sample.py": {
+        "tenfuse.plan.loop", "tenfuse.plan.tiled",
+        "tenfuse.step.axes", "tenfuse.step.interpret", "tenfuse.step.reader",
+    },
+    "runtime/tiled.py": {"tenfuse.plan.tiled", "tenfuse.step.adjoint"},
+    "runtime/tiles.py": {"tenfuse.emit.triton", "tenfuse.plan.settings"},
+    "runtime/tune.py": {"tenfuse.plan.settings"},
     "rewrite/assemble.py": {
-        "tenfuse.plan.choose", "tenfuse.plan.loop", "tenfuse.runtime.op",
+        "tenfuse.plan.choose", "tenfuse.plan.loop", "tenfuse.plan.tiled", "tenfuse.runtime.op",
         "tenfuse.step.fission", "tenfuse.step.normalize", "tenfuse.step.reader",
     },
     "rewrite/chunked.py": {
