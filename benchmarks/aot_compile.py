@@ -8,6 +8,7 @@ launch with these tensors would make.  What a compiler refuses is returned as a 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import re
 import subprocess
@@ -21,6 +22,8 @@ from benchmarks.aot_launches import Launch
 
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 """Targets, and the bytes of shared memory that an instance may use there."""
+LIMIT = 60
+"""Seconds after which a compiler is stopped: nobody waits longer for a kernel."""
 _MATRIX = ("wgmma.mma_async", "tcgen05.mma", "mma.sync", "v_mfma")
 
 
@@ -39,7 +42,30 @@ class Binary:
 
 
 def compiled(launch: Launch, target: str) -> Binary:
-    """``launch``'s kernel for ``target``, compiled anew."""
+    """``launch``'s kernel for ``target``, compiled anew, in a process that ends after ``LIMIT`` seconds."""
+    import triton.compiler  # noqa: F401 (once, not in every child)
+
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_send, args=(theirs, launch, target))
+    child.start()
+    theirs.close()
+    try:
+        if not ours.poll(LIMIT):
+            return Binary(target, failed=f"not compiled after {LIMIT} s")
+        return ours.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        return Binary(target, failed="the compiler crashed")
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+
+
+def _send(to: Any, launch: Launch, target: str) -> None:
+    to.send(_compiled(launch, target))
+
+
+def _compiled(launch: Launch, target: str) -> Binary:
     import triton
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
