@@ -374,5 +374,17 @@ def _fused(
         formula=known.formula,
         algorithm=fused.choice.algorithm,
         kernels=kernels,
-        evidence=(*evidence, *fused.choice.lines),
+        evidence=(*evidence, *_planned(fused)),
     )
+
+
+def _planned(fused: Fused) -> tuple[str, ...]:
+    """What the report says of the plan; predictions are for the CPU."""
+    assert fused.choice is not None
+    tiles = [plan for plan in fused.plans.values() if isinstance(plan, TilePlan)]
+    if not tiles:
+        return fused.choice.lines
+    (plan,) = tiles
+    passes = len(plan.saving if plan.backward is not None else plan.forward)
+    behind = f", {len(plan.backward.passes)} backward" if plan.backward is not None else ""
+    return (f"{plan.length} steps per iteration; kernels: {passes} forward{behind}",)
