@@ -28,10 +28,12 @@ from tenfuse.step.program import AxisName
 from tenfuse.step.reader import Placed
 
 Named = dict[tuple[str, int], torch.Tensor]
-_UNITS = {"ieee": 2.0**-19, "tf32": 2.0**-9, "f16": 2.0**-9, "bf16": 2.0**-7}
+_UNITS = {"ieee": 2.0**-19, "tf32": 2.0**-10, "f16": 2.0**-10, "bf16": 2.0**-8}
 """What products of matrices round their operands to; without, what functions are accurate to."""
 _DOUBLE = 2.0**-45
-_ROOM = 8.0
+_ROOM = 2.0
+_SINGLE = 16.0
+"""How much further off than the root mean square a single entry may be."""
 _STEADY = 64.0
 """Inputs are drawn again, from other numbers, where results move by more than so many units."""
 LEADS = {"carries": 0, "streams": 1, "invariants": 0}
@@ -141,8 +143,9 @@ class Sample:
                 return f"{role} {index} is not finite"
             coarse = torch.finfo(mine.dtype).eps
             limit = _ROOM * _size(drawn.moved[role, index] - want)
-            limit += (_ROOM * self.unit + 4 * coarse) * _size(want) + floor
-            off = _size(mine[known].double() - want[known])
+            limit += (_ROOM * self.unit + 2 * coarse) * _size(want) + floor
+            wrong = mine[known].double() - want[known]
+            off = max(_size(wrong), float(wrong.abs().amax()) / _SINGLE) if wrong.numel() else 0.0
             if off > limit:
                 return f"{role} {index} is off by {off:.2g}, where {limit:.2g} is allowed"
         return ""

@@ -133,6 +133,23 @@ def test_only_the_gradient_is_wrong(monkeypatch, tried):
     assert loop.code == "TF404" and "gradient of" in loop.reason
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 0.01), (torch.bfloat16, 0.5)])
+@pytest.mark.parametrize("which", [("out", 0), ("gradient of streams", 1)])
+def test_one_wrong_entry_is_seen(dtype, off, which, monkeypatch):
+    """``off`` of the values' size."""
+    real = canary.Sample.found
+
+    def found(sample, drawn):
+        values = real(sample, drawn)
+        value = values[which].double()
+        value.view(-1)[3] += off * value.square().mean().sqrt()
+        return values | {which: value.to(values[which].dtype)}
+
+    monkeypatch.setattr(canary.Sample, "found", found)
+    _, (loop,) = ran(args=inputs(dtype), chunk=1)
+    assert loop.code == "TF404" and f"{which[0]} {which[1]} is off" in loop.reason
+
+
 def test_a_later_process_remembers(tmp_path, monkeypatch, tried):
     chunks_wrong(monkeypatch)
     ran()
