@@ -33,6 +33,8 @@ from tenfuse.step.program import AxisName
 _lock = threading.Lock()
 MOST = (1 << 31) - 1
 """Instances that one launch can have."""
+FAR = 1 << 31
+"""Bytes of memory beyond which an entry's offset may not fit 32 bits."""
 RESULTS = ("final", "out")
 """Roles of what a kernel writes."""
 
@@ -78,9 +80,12 @@ class TileLauncher:
         self._launch(tensors, instances, [*strides, *(known[a] for a in self._dynamic), steps, count])
 
     def _launch(self, tensors: Sequence[torch.Tensor], instances: int, numbers: Sequence[int]) -> None:
+        far = any(x.untyped_storage().nbytes() >= FAR for x in tensors)
+        function = load(emit(self.kernel, far)) if far else self.function
+
         def launch(setting: Setting) -> None:
             warps, stages = setting
-            self.function[(instances,)](*tensors, *numbers, num_warps=warps, num_stages=stages)
+            function[(instances,)](*tensors, *numbers, num_warps=warps, num_stages=stages)
 
         # The dispatcher sets no device, and Triton starts kernels on the current one.
         with torch.cuda.device_of(tensors[0]):

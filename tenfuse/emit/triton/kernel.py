@@ -24,9 +24,9 @@ JIT = '@triton.jit(do_not_specialize=["steps", "count"])'
 """One compilation for every length."""
 
 
-def emit(kernel: TileKernel) -> str:
-    """The source of a module with the kernel as ``kernel``."""
-    return HEADER + "\n" + PREAMBLE + "\n\n" + "\n".join(_Emitter(kernel).run()) + "\n"
+def emit(kernel: TileKernel, far: bool = False) -> str:
+    """The source of a module with the kernel as ``kernel``; ``far`` memory has 64-bit offsets."""
+    return HEADER + "\n" + PREAMBLE + "\n\n" + "\n".join(_Emitter(kernel, far).run()) + "\n"
 
 
 def timed(kernel: TileKernel, operand: Operand) -> bool:
@@ -37,7 +37,8 @@ def timed(kernel: TileKernel, operand: Operand) -> bool:
 
 
 class _Emitter:
-    def __init__(self, kernel: TileKernel) -> None:
+    def __init__(self, kernel: TileKernel, far: bool = False) -> None:
+        self.far = ".to(tl.int64)" if far else ""
         self.kernel, self.program = kernel, kernel.program
         sizes = dict(kernel.program.sizes)
         self.space = Space(kernel.tiling, sizes, kernel.program.dynamic)
@@ -224,7 +225,7 @@ class _Emitter:
                 lead += 1
         rest = [a for a in axes if a not in at]
         for d, axis in enumerate(rest, lead):
-            parts.append(f"{self.space.along(axis, own)} * s{place}_{d}")
+            parts.append(f"{self.space.along(axis, own)}{self.far} * s{place}_{d}")
         inside = self.space.inside(rest, own)
         return " + ".join(parts), [inside] if inside else []
 
