@@ -6,8 +6,7 @@ Takes a ``StepProgram``; leaves one that computes the same sums in another order
 * in a contracted product, factors over few axes are multiplied first (``(g k) . S`` in
   place of ``k . (g S)``),
 * ``sum_k q (S + k u)`` becomes ``sum_k q S + u (sum_k q k)`` where ``u`` lacks the axis
-  and the bracket is not computed in that sweep anyway,
-* ``sum_v a_k (g_v S_kv)`` becomes ``a_k sum_v g_v S_kv``: one product less per entry of S.
+  and the bracket is not computed in that sweep anyway.
 
 Nothing is divided and no product of sums is formed that the step does not form itself.
 """
@@ -183,19 +182,6 @@ class _Split:
         inner = self._inner(axes, factors)
         return bool(inner) and self._covers(axes, inner) and self._volume(inner) < self._volume(factors)
 
-    def _outside(self, axes: frozenset[AxisName], terms: list[Term]) -> list[Ref]:
-        """Factors of every term to multiply its sum by: those that lack the contracted axes, and
-        could not be multiplied with another factor in less than one product per entry."""
-        own, whole = self.build.axes, self._volume(terms[0][1])
-
-        def apart(f: Ref, factors: tuple[Ref, ...]) -> bool:
-            rest = [g for g in factors if g != f]
-            absorbed = any(own[f] <= own[g] and self._volume([g]) < whole for g in rest)
-            return len(rest) + 1 == len(factors) and self._volume(rest) == whole and not absorbed
-
-        shared = [f for f in terms[0][1] if own[f] and not own[f] & axes]
-        return [f for f in shared if all(f in each and apart(f, each) for _, each in terms)]
-
     def _covers(self, axes: frozenset[AxisName], factors: tuple[Ref, ...]) -> bool:
         return axes <= frozenset().union(*(self.build.axes[f] for f in factors))
 
@@ -231,10 +217,8 @@ class _Split:
             return None
         parts: list[tuple[bool, Ref]] = []
         if whole:
-            outer = self._outside(axes, whole)
-            inside = [(m, self._product(f for f in each if f not in outer)) for m, each in whole]
-            minus, total = self._sum(inside)
-            parts.append((minus, self._product([*outer, self.build.add(Contract(axes, total))])))
+            minus, total = self._sum([(m, self._product(f)) for m, f in whole])
+            parts.append((minus, self.build.add(Contract(axes, total))))
         for minus, factors in apart:
             inner = self._inner(axes, factors)
             outer = [f for f in factors if f not in inner]
