@@ -68,6 +68,8 @@ class TilePlan:
     """The forward passes that also leave the states ``kept``."""
     kept: tuple[int, ...]
     backward: TileBackward | None
+    handed: str = "f32"
+    """The dtype of what one pass leaves for another: that in which matrices are multiplied."""
 
     def key(self) -> str:
         """A name for the plan: equal plans have equal names."""
@@ -85,6 +87,7 @@ class _Planner:
         self.program, self.rows = stepped.program, stepped.rows
         self.known = {(o.role, o.index): o for o in base.forward.operands}
         self.compute, self.reverse = base.forward.compute, base.forward.reverse
+        self.handed = dots if dots in ("bf16", "f16") and stepped.apart else self.compute
         self.count = len(base.streams)
         self.given = max(self.count, stepped.within + 1)
 
@@ -96,7 +99,7 @@ class _Planner:
         forward = self._passes(self.program, "state", (), None)
         saving = self._passes(self.program, "state", kept, None) if kept else forward
         length = forward[0].kernel.length
-        found = TilePlan(self.base, self.program, length, forward, saving, kept, None)
+        found = TilePlan(self.base, self.program, length, forward, saving, kept, None, self.handed)
         if back is None:
             return found
         backward = TileBackward(self._passes(back.program, "costate", (), back), back)
@@ -152,7 +155,7 @@ class _Planner:
         for i, axes in program.inputs("invariant").items():
             found.append(self._like("constant", i, ("constant", i), axes))
         for kind in ("state", "costate", "cross"):
-            found += [self._own(kind, i, axes) for i, axes in program.inputs(kind).items()]
+            found += [self._own(kind, i, axes, self.handed) for i, axes in program.inputs(kind).items()]
         carries = enumerate(program.carries)
         found += [
             self._like("final", i, ("final", i), c.axes if back is None else c.next_axes) for i, c in carries
@@ -163,14 +166,14 @@ class _Planner:
         kind, index = name
         axes = program.outs[j].axes
         if kind != "out":
-            return self._own("out", j, axes)
+            return self._own("out", j, axes, self.handed)
         if back is None:
             return self._like("out", j, ("out", index), axes)
         source = {out: i for i, out in back.streams.items()}
         if index in source:
             return self._like("out", j, ("stream", source[index]), axes)
         timed = not back.program.outs[index].accumulate
-        return self._own("out", j, tuple(a for a in axes if not (timed and a in self.rows)))
+        return self._own("out", j, tuple(a for a in axes if not (timed and a in self.rows)), self.compute)
 
     def _like(self, role: str, index: int, source: tuple[str, int], axes: tuple[AxisName, ...]) -> Operand:
         """An operand in the memory of another, its axes named ``axes`` and without positions."""
@@ -183,8 +186,8 @@ class _Planner:
         unit = None if known.unit is None else names[known.axes.index(known.unit)]
         return Operand(role, index, known.dtype, names, unit)
 
-    def _own(self, role: str, index: int, axes: tuple[AxisName, ...]) -> Operand:
-        return Operand(role, index, self.compute, axes, axes[-1] if axes else None)
+    def _own(self, role: str, index: int, axes: tuple[AxisName, ...], dtype: str) -> Operand:
+        return Operand(role, index, dtype, axes, axes[-1] if axes else None)
 
 
 __all__ = ["Pass", "Stepped", "TileBackward", "TilePlan", "tile_plan"]

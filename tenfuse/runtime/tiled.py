@@ -72,7 +72,7 @@ def _states(
     plan: TilePlan, i: int, count: Any, sizes: dict[AxisName, Any], like: torch.Tensor
 ) -> torch.Tensor:
     shape = [count, *(sizes[a] for a in plan.program.carries[i].axes)]
-    return like.new_empty(shape, dtype=DTYPES[plan.base.forward.compute])
+    return like.new_empty(shape, dtype=DTYPES[plan.handed])
 
 
 def run_forward(plan: TilePlan, key: str, groups: Groups, steps: int, save: bool) -> list[torch.Tensor]:
@@ -164,7 +164,7 @@ class _Run:
         spec = kernel.program.outs[j]
         if name not in bound:
             bound[name] = self.like.new_empty(
-                [self.count, *(self.sizes[a] for a in spec.axes)], dtype=self.dtype
+                [self.count, *(self.sizes[a] for a in spec.axes)], dtype=DTYPES[self.plan.handed]
             )
         whole, extent = bound[name], dict(kernel.tiling.blocks)
         axes = dict(kernel.shared).get(j, ())
