@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tenfuse.emit.triton.functions import DTYPES, PREAMBLE, stored
 from tenfuse.emit.triton.scans import mirrored
+from tenfuse.emit.triton.small import LARGEST, combine
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen
 from tenfuse.emit.triton.values import Values
 from tenfuse.emit.triton.writer import Writer
@@ -26,7 +27,8 @@ JIT = '@triton.jit(do_not_specialize=["steps", "count"])'
 
 def emit(kernel: TileKernel, far: bool = False) -> str:
     """The source of a module with the kernel as ``kernel``; ``far`` memory has 64-bit offsets."""
-    return HEADER + "\n" + PREAMBLE + "\n\n" + "\n".join(_Emitter(kernel, far).run()) + "\n"
+    matrices = "".join(combine(rows) for rows in range(2, LARGEST + 1))
+    return HEADER + "\n" + PREAMBLE + matrices + "\n\n" + "\n".join(_Emitter(kernel, far).run()) + "\n"
 
 
 def timed(kernel: TileKernel, operand: Operand) -> bool:
@@ -100,7 +102,7 @@ class _Emitter:
                 varying.add(i)
         needed = set(program.roots()) | {a for i in varying for a in arguments(program.nodes[i])}
         for i in sorted(needed - varying):
-            if i not in self.values.inner:
+            if i not in self.values.inner and not self.values.axes[i] & self.values.small:
                 self.values.tile(i)
 
     def _operand(self, role: str, index: int) -> int:

@@ -109,6 +109,28 @@ class Ordered:
             found.append(Tile(self.writer.let(f"tl.flip({text}, {dim})") if turned else text, axes))
         return found
 
+    def matrices(self, node: Scan, entries: Sequence[Tile], parts: Sequence[Tile]) -> list[Tile]:
+        """A scan with a matrix's ``entries``, row by row: the products of the matrices, and the result."""
+        tiles = [*entries, *parts]
+        axes = self.space.ordered({node.axis, *(a for t in tiles for a in t.axes)})
+        self.products.fits(axes)
+        texts, dim = [self._spread(t, axes) for t in tiles], axes.index(node.axis)
+        turned = node.reverse != (node.axis in self.space.mirrored)
+        if turned:
+            inside = self.space.inside((node.axis,), axes)
+            side = len(parts)
+            if inside:
+                eye = [float(i == j) for i in range(side) for j in range(side)] + [0.0] * side
+                texts = [
+                    self.writer.let(f"tl.where({inside}, {x}, {e})") for x, e in zip(texts, eye, strict=True)
+                ]
+            texts = [self.writer.let(f"tl.flip({x}, {dim})") for x in texts]
+        whole = self.writer.let(f"tl.associative_scan(({', '.join(texts)}), {dim}, matrix_{len(parts)})")
+        found = [self.writer.let(f"{whole}[{n}]") for n in range(len(texts))]
+        if turned:
+            found = [self.writer.let(f"tl.flip({x}, {dim})") for x in found]
+        return [Tile(x, axes) for x in found]
+
     def _matrix_scan(self, node: Scan, decay: Tile, arg: Tile) -> Tile:
         """By doubling: h_t = A_t h_{t-s} + x_t for s = 1, 2, 4, ... steps at once."""
         batch = {*decay.axes, *arg.axes} - {*node.rows, *node.cols}

@@ -93,12 +93,13 @@ def mirrored(program: StepProgram, whole: frozenset[AxisName]) -> frozenset[Axis
     fixed |= {a for n in program.nodes if isinstance(n, Input) and n.kind == "carry" for a in n.axes}
     fixed |= {a for c in program.carries for a in (*c.axes, *c.next_axes)}
     return frozenset(
-        a for names in _renamed_together(program) for a in names
+        a for names in renamed_together(program) for a in names
         if names <= whole and not names & fixed and sum(ways.get(n, 0) for n in names) > 0
     )  # fmt: skip
 
 
-def _renamed_together(program: StepProgram) -> Iterator[set[AxisName]]:
+def renamed_together(program: StepProgram) -> Iterator[set[AxisName]]:
+    """Axes in groups: values are renamed between those of one."""
     groups: list[set[AxisName]] = [{a} for a in program.sizes]
     for node in program.nodes:
         for pair in node.names if isinstance(node, Rename) else ():
@@ -107,4 +108,4 @@ def _renamed_together(program: StepProgram) -> Iterator[set[AxisName]]:
     yield from groups
 
 
-__all__ = ["is_product", "mirrored", "together"]
+__all__ = ["is_product", "mirrored", "renamed_together", "together"]

@@ -6,12 +6,15 @@ that is only summed over is never made by itself: its factors go to the sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 
 from tenfuse.emit.triton.functions import COMPARE, DTYPES, LOGIC, TRUTHS, numeric
 from tenfuse.emit.triton.ordered import Ordered
 from tenfuse.emit.triton.products import Products
 from tenfuse.emit.triton.scans import is_product, together
+from tenfuse.emit.triton.small import known, places, powers, small
 from tenfuse.emit.triton.tile import Space, Tile, is_literal, literal, seen
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.step.program import (
@@ -35,6 +38,9 @@ from tenfuse.step.program import (
 SLICED, SLICE = 1 << 13, 16
 """Entries of a product from which a sum is taken in slices, and entries along an axis in one."""
 
+Entry = tuple[tuple[AxisName, int], ...]
+"""Where along small axes."""
+
 
 class Values:
     """``entering`` gives the tile of an input."""
@@ -55,12 +61,33 @@ class Values:
         self.inner, self.axes = only_summed(program), program.axes_of()
         self.together = together(program)
         self.found: dict[Ref, Tile] = {}
+        self.small = small(program)
+        self.at: dict[AxisName, int] = {}
+        """The entry along small axes whose tiles are being made."""
+        self.entries: dict[tuple[Ref, Entry], Tile] = {}
 
     def tile(self, ref: Ref) -> Tile:
         """The value of a node; made when it is first asked for."""
+        if self.axes[ref] & self.small:
+            entry = self._entry(ref)
+            if entry not in self.entries:
+                self.entries[entry] = self._made(ref)
+            return self.entries[entry]
         if ref not in self.found:
             self.found[ref] = self._made(ref)
         return self.found[ref]
+
+    def _entry(self, ref: Ref) -> tuple[Ref, Entry]:
+        return ref, tuple((a, self.at[a]) for a in sorted(self.axes[ref] & self.small))
+
+    @contextlib.contextmanager
+    def _among(self, entry: dict[AxisName, int]) -> Iterator[None]:
+        """Within, small axes stand at ``entry``."""
+        before, self.at = self.at, entry
+        try:
+            yield
+        finally:
+            self.at = before
 
     def number(self, ref: Ref) -> Tile:
         """The value with truth values as 0 and 1."""
@@ -93,13 +120,18 @@ class Values:
         if isinstance(node, Const):
             return Tile(literal(node.value))
         if isinstance(node, Pointwise):
-            return self._pointwise(node)
+            true = known(self.program, ref, self.at)
+            return self._pointwise(node) if true is None else Tile(literal(float(true)))
         if isinstance(node, Contract):
             return self._contract(node)
         if isinstance(node, Position):
+            if node.axis in self.at:
+                return Tile(literal(self.at[node.axis]))
             return self.ordered.position(node)
         if isinstance(node, Rename):
-            return self.ordered.rename(node, self.tile(node.arg))
+            old = {a: b for a, b in node.names if b in self.at}
+            with self._among(self.at | {a: self.at[b] for a, b in old.items()}):
+                return self.ordered.rename(node, self.tile(node.arg))
         if isinstance(node, Shift):
             return self.ordered.shift(node, self.number(node.arg))
         if isinstance(node, Scan):
@@ -109,16 +141,76 @@ class Values:
 
     def _scan(self, ref: Ref, node: Scan) -> Tile:
         """With all that run together with it."""
-        if node.rows:
+        if node.rows and not {*node.rows} <= self.small:
             return self.ordered.scan(node, self.number(node.decay), self.number(node.arg))
+        if node.rows:
+            return self._written_out(ref, node)
+        if self.axes[ref] & self.small:
+            return self.ordered.scans(node, self.number(node.decay), [self.number(node.arg)])[0]
         group, args = self.together[ref], list[Tile | None]()
         for i in group:
-            one = self.program.nodes[i]
-            assert isinstance(one, Scan)
+            one = self._scan_at(i)
             args.append(None if is_product(self.program, one) else self.number(one.arg))
         for i, tile in zip(group, self.ordered.scans(node, self.number(node.decay), args), strict=True):
             self.found[i] = tile
         return self.found[ref]
+
+    def _written_out(self, ref: Ref, node: Scan) -> Tile:
+        """A scan of matrices by their entries, and the products of the matrices as well."""
+        sizes, here = self.program.sizes, dict(self.at)
+        if powers(self.program, node) is not None:
+            for other in self._like(ref):
+                if other < ref and not powers(self.program, self._scan_at(other)):
+                    self.tile(other)
+            if self._entry(ref) in self.entries:
+                return self.entries[self._entry(ref)]
+        rows, cols = places(node.rows, sizes), places(node.cols, sizes)
+        turned = [dict(zip(node.rows, c.values(), strict=True)) for c in cols]
+        entries = []
+        for i in rows:
+            for j, r in zip(cols, turned, strict=True):
+                line = dict(zip(node.cols, i.values(), strict=True))
+                with self._among(here | (r | line if node.transpose else i | j)):
+                    entries.append(self.number(node.decay))
+        parts = []
+        for i in rows:
+            with self._among(here | i):
+                parts.append(self.number(node.arg))
+        found = self.ordered.matrices(node, entries, parts)
+        for n, i in enumerate(rows):
+            with self._among(here | i):
+                self.entries[self._entry(ref)] = found[len(entries) + n]
+        self._multiplied(ref, found)
+        return self.entries[self._entry(ref)]
+
+    def _scan_at(self, ref: Ref) -> Scan:
+        node = self.program.nodes[ref]
+        assert isinstance(node, Scan)
+        return node
+
+    def _multiplied(self, scan: Ref, found: list[Tile]) -> None:
+        """The scans that are the products of the same matrices are there as well."""
+        for ref in self._like(scan):
+            other = self._scan_at(ref)
+            names, tiles = powers(self.program, other), iter(found)
+            if names is None:
+                continue
+            for i in places(other.rows, self.program.sizes):
+                for j in places(names, self.program.sizes):
+                    with self._among(self.at | i | j):
+                        self.entries.setdefault(self._entry(ref), next(tiles))
+
+    def _like(self, ref: Ref) -> list[Ref]:
+        """The scans with the matrices of scan ``ref``, in the same order and over the same tiles."""
+        node, own = self._scan_at(ref), self._dimensions(ref)
+        return [
+            i for i, other in enumerate(self.program.nodes)
+            if isinstance(other, Scan) and other.rows and self._dimensions(i) == own
+            and dataclasses.replace(other, arg=node.arg) == node
+        ]  # fmt: skip
+
+    def _dimensions(self, ref: Ref) -> tuple[AxisName, ...]:
+        return self.space.ordered(self.axes[ref] - self.small)
 
     # -- entry by entry -----------------------------------------------------------------
 
@@ -137,6 +229,9 @@ class Values:
         return Tile(self.writer.let(text), axes, node.fn in TRUTHS)
 
     def _where(self, node: Pointwise) -> Tile:
+        true = known(self.program, node.args[0], self.at)
+        if true is not None:
+            return self.number(node.args[1 if true else 2])
         chosen = self._truth(node.args[0])
         axes, args = self._aligned([chosen, *(self.number(a) for a in node.args[1:])])
         if all(map(is_literal, args[1:])):
@@ -144,6 +239,9 @@ class Values:
         return Tile(self.writer.let(f"tl.where({', '.join(args)})"), axes)
 
     def _truth(self, ref: Ref) -> Tile:
+        true = known(self.program, ref, self.at)
+        if true is not None:
+            return Tile(self.writer.let(f"tl.full([], {int(true)}, tl.int1)"), (), True)
         tile = self.tile(ref)
         return tile if tile.truth else Tile(self.writer.let(f"({tile.text} != 0.0)"), tile.axes, True)
 
@@ -155,6 +253,8 @@ class Values:
     # -- sums ---------------------------------------------------------------------------
 
     def _contract(self, node: Contract) -> Tile:
+        if node.axes & self.small:
+            return self._over_entries(node)
         if node.op != "sum":
             return self.products.total(self._over(node), node.axes, node.op)
         factors = self._factors(node.arg)
@@ -163,12 +263,36 @@ class Values:
             return self._in_slices(factors, node.axes, axis)
         return self.products.summed([self.number(f) for f in factors], node.axes)
 
+    def _over_entries(self, node: Contract) -> Tile:
+        """The sum, or the largest or smallest, of what the entries of small axes are."""
+        rest = dataclasses.replace(node, axes=node.axes - self.small)
+        terms = []
+        for entry in places(sorted(node.axes & self.small), self.program.sizes):
+            with self._among(self.at | entry):
+                terms.append(self._contract(rest) if rest.axes else self._alone(node))
+        if node.op == "sum":
+            terms = [t for t in terms if t.text != "0.0"] or terms[:1]
+        found = terms[0]
+        for term in terms[1:]:
+            axes, texts = self._aligned([found, term])
+            names = {"max": "highest", "min": "lowest"}
+            text = " + ".join(texts) if node.op == "sum" else f"{names[node.op]}({', '.join(texts)})"
+            found = Tile(self.writer.let(text), axes)
+        return found
+
+    def _alone(self, node: Contract) -> Tile:
+        if node.op != "sum":
+            return self.number(node.arg)
+        return self.products.product([self.number(f) for f in self._factors(node.arg)])
+
     def _sliced(self, factors: list[Ref], over: frozenset[AxisName]) -> AxisName:
         """The axis along which a sum is taken slice by slice: its product would be a tile too large
         to hold, and all that it is made of along that axis is read from memory."""
         union = self.space.ordered(a for f in factors for a in self.axes[f])
-        if self.space.volume(union) <= SLICED or self.products.matrices(
-            [self.axes[f] for f in factors], over
+        if (
+            self.small
+            or self.space.volume(union) <= SLICED
+            or self.products.matrices([self.axes[f] for f in factors], over)
         ):
             return ""
         found = [
