@@ -8,6 +8,7 @@ pytest.importorskip("triton.language")
 
 import tenfuse
 import tenfuse.testing
+from tenfuse.report.registry import recording
 from tenfuse.runtime.tiles import interpreting
 from tests.tiles.loops import FORMS, attention, delta, ema, rnn
 
@@ -243,6 +244,23 @@ def test_the_cpu_without_the_interpreter_is_kept(monkeypatch):
     assert "TRITON_INTERPRET" in loop.reason
 
 
+def test_two_devices_in_one_loop_are_kept_by_name():
+    def model(a, x, y):
+        h, m, out = torch.zeros_like(x[:, 0]), torch.zeros_like(y[:, 0]), []
+        for t in range(x.shape[1]):
+            h, m = a[:, t] * h + x[:, t], 0.5 * m + y[:, t]
+            out.append(h)
+        return torch.stack(out, 1), m
+
+    a, x, y = torch.rand(2, 11, 5), normal(2, 11, 5), torch.empty(2, 11, 5, device="meta")
+    with recording() as heard:
+        found, other = compiled(model)(a, x, y)
+    (loop,) = [loop for report in heard for loop in report.loops]
+    assert (loop.status, loop.code) == ("kept", "TF302") and "cpu and meta" in loop.reason
+    torch.testing.assert_close(found, model(a, x, y)[0])
+    assert other.is_meta
+
+
 def test_integers_are_kept():
     def model(x):
         h, out = torch.zeros_like(x[:, 0]), []
@@ -251,5 +269,4 @@ def test_integers_are_kept():
             out.append(h)
         return torch.stack(out, 1)
 
-    result = tenfuse.testing.assert_equivalent(model, torch.arange(22).reshape(2, 11), options=TILES)
-    assert all(loop.status == "kept" and loop.code for loop in result.loops)
+    kept(model, torch.arange(22).reshape(2, 11), code="TF206")
