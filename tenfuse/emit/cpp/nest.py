@@ -77,7 +77,8 @@ class NestWriter:
                 self.values.define(ref, at)
         for store in stores:
             if store not in ready:
-                self.sums.store(store)
+                for at in self.frame.combos(store.axes):
+                    self.values.store(store, at)
 
     def _positions(self, level: int, direct: list[Ref], ready: list[Store]) -> None:
         """Values, sums and stores of one level, as many unrolled positions together as have

@@ -142,9 +142,6 @@ template <class S> FN void sts(S* p, int64_t s, V x, int64_t n) {
   if (n > W) n = W;
   for (int64_t i = 0; i < n; i++) p[i * s] = part[i];
 }
-template <int from, int many> FN void stl(T* p, V x) {  // some lanes, side by side
-  memcpy(p, (const char*)&x + from * sizeof(T), many * sizeof(T));
-}
 FN void st1(T* p, T x) { *p = x; }
 FN void st1(@OTHER* p, T x) { *p = (@OTHER)x; }
 FN void st1(bf16* p, T x) { p->bits = (uint16_t)narrow((VF){} + (float)x)[0]; }

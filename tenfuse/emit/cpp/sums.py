@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.frame import Combo, Frame
 from tenfuse.emit.cpp.levels import Levels
 from tenfuse.emit.cpp.shape import Store
@@ -24,8 +23,6 @@ class Sums:
     def __init__(self, frame: Frame, levels: Levels, values: Values) -> None:
         self.frame, self.levels, self.values = frame, levels, values
         self.nest, self.nodes, self.axes = frame.nest, frame.nodes, frame.axes
-        self.lanes: dict[str, tuple[str, int]] = {}
-        """Finished sums that are lanes of a vector: its name and which."""
 
     def open_at(self, ref: Ref) -> int:
         """The level where a contraction's accumulators are declared, or -1 if it needs none."""
@@ -79,7 +76,6 @@ class Sums:
                     across.append((self.frame.name(ref, at), self._joined(ref, values)))
                 else:
                     kind, name = self.frame.type(axes), self.frame.name(ref, at)
-                    self.lanes.pop(name, None)
                     self.frame.put(f"const {kind} {name} = {self._folded(ref, values)};")
         while across:
             many = min(len(across), self.frame.scheduler.lanes)
@@ -88,45 +84,13 @@ class Sums:
             across = across[many:]
 
     def _fold(self, sums: list[tuple[str, str]]) -> None:
-        first = sums[0][0]
         if len(sums) == 1:
-            self.lanes.pop(first, None)
-            self.frame.put(f"const T {first} = hsum({sums[0][1]});")
+            self.frame.put(f"const T {sums[0][0]} = hsum({sums[0][1]});")
             return
+        first = sums[0][0]
         self.frame.put(f"const V x{first} = fold{len(sums)}({', '.join(v for _, v in sums)});")
         for lane, (name, _) in enumerate(sums):
-            self.lanes[name] = (f"x{first}", lane)
             self.frame.put(f"const T {name} = x{first}[{lane}];")
-
-    def store(self, store: Store) -> None:
-        """Write finished values; neighbours in memory that are neighbours in a vector at once."""
-        access = self.values.write(store)
-        runs: list[list[Combo]] = []
-        for at in self.frame.combos(store.axes):
-            if runs and self._beside(store, access, runs[-1][-1], at):
-                runs[-1].append(at)
-            else:
-                runs.append([at])
-        for run in runs:
-            if len(run) == 1:
-                self.values.store(store, run[0])
-                continue
-            name, lane = self.lanes[self.frame.name(store.ref, run[0])]
-            address = self.frame.address(access, run[0])[0]
-            self.frame.put(f"stl<{lane}, {len(run)}>({address}, {name});")
-
-    def _beside(self, store: Store, access: Access, at: Combo, after: Combo) -> bool:
-        """Whether two positions of a sum lie side by side, in scratch and in a vector."""
-        if not access.padded or store.target[0] == "sum" or store.ref not in self.nest.reductions:
-            return False
-        here, there = (self.lanes.get(self.frame.name(store.ref, p)) for p in (at, after))
-        if here is None or there != (here[0], here[1] + 1):
-            return False
-        moved = [a for a in at if at[a] != after[a]]
-        if len(moved) != 1 or (moved[0], "1") not in access.dims:
-            return False
-        one, two = (self.frame.bind[moved[0]][p[moved[0]]] for p in (at, after))
-        return one.base == two.base and one.offset + 1 == two.offset
 
     def _sums(self, ref: Ref, kept: Combo) -> list[str]:
         """The accumulators that together hold one entry of a contraction."""
