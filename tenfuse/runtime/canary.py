@@ -28,6 +28,7 @@ from tenfuse.runtime.bind import launches, register
 from tenfuse.runtime.cache import key_of
 from tenfuse.runtime.device import architecture
 from tenfuse.runtime.sample import Likes, Sample
+from tenfuse.runtime.tiles import interpreting
 
 log = logging.getLogger("tenfuse")
 INTERPRETED = False
@@ -39,7 +40,7 @@ _known: dict[str, str] = {}
 def trial(plan: TilePlan, given: Examples) -> None:
     """Raise ``Refused`` unless the kernels of ``plan`` may be used where ``given`` lie."""
     device = (*given.carries, *given.streams)[0].device
-    if device.type == "cpu" and not INTERPRETED:
+    if interpreting() and not INTERPRETED:
         return
     arch, key = architecture(device), plan.key()
     texts = [tiled.prepare(k, key, role).source for role, k in tiled.kernels(plan).items()]
