@@ -364,6 +364,7 @@ def _fused(
     evidence += [told(known.split)] if prove or chunked or fused.choice.chunks is not None else []
     evidence += [told(known.chunk)] if chunked or (prove and known.form in ALGORITHMS) else []
     evidence += [told(known.adjoint)] if chunked and any(p.backward for p in fused.plans.values()) else []
+    evidence += [line for key in fused.plans for line in canary.evidence(key)]
     evidence += [f"ranges: {known.ranges}"] if known.ranges else []
     program = known.program
     evidence.append(f"{len(program.nodes)} nodes over {len(program.sizes)} named axes depend on the state")

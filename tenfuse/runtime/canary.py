@@ -35,6 +35,8 @@ INTERPRETED = False
 """Whether kernels that Triton's interpreter runs are tried too: only tests want that."""
 _SOUND = "sound"
 _known: dict[str, str] = {}
+_sound: dict[str, str] = {}
+"""Where the plans with these keys were found sound."""
 
 
 def trial(plan: TilePlan, given: Examples) -> None:
@@ -56,6 +58,14 @@ def trial(plan: TilePlan, given: Examples) -> None:
     _known[which] = verdict
     if verdict != _SOUND:
         raise refuse(QUARANTINED, f"{_name(plan)} failed its check on {arch}: {verdict}")
+    _sound[key] = arch
+
+
+def evidence(key: str) -> tuple[str, ...]:
+    """What the report says of the plan with this key."""
+    if key not in _sound:
+        return ()
+    return (f"on random inputs the kernels compute what the step means in fp64, on {_sound[key]}",)
 
 
 def _name(plan: TilePlan) -> str:
@@ -98,4 +108,4 @@ def _uncounted() -> Iterator[None]:
         counters["tenfuse"]["launches"] = total
 
 
-__all__ = ["trial"]
+__all__ = ["evidence", "trial"]

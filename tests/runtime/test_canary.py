@@ -79,6 +79,7 @@ def test_right_kernels_are_used_and_not_tried_again(dtype, tried):
     for _ in range(2):
         _, (loop,) = ran(args=inputs(dtype))
         assert (loop.status, loop.algorithm) == ("fused", "chunked")
+        assert any("what the step means in fp64, on the interpreter" in line for line in loop.evidence)
     assert tried == [16]
 
 
