@@ -184,6 +184,12 @@ def test_a_batch_without_entries():
     check(ema, torch.rand(0, 11, 5), normal(0, 11, 5))
 
 
+def test_an_axis_in_blocks():
+    """Gradients that are sums over it are written in parts, and added up."""
+    gates, steps = torch.rand(1, 11), (1, 11)
+    check(delta, gates, normal(*steps, 6), normal(*steps, 6), normal(*steps, 150))
+
+
 def test_inputs_are_read_where_they_lie():
     """Time innermost, a slice of a wider tensor, and a value expanded over time."""
     a = torch.rand(2, 5, 11).transpose(1, 2)
