@@ -204,7 +204,9 @@ class _Run:
         sides = [self._factor(bound["out", k], outs[k].axes) for k in (term.left, term.right)]
         letters = {a: chr(ord("a") + n) for n, a in enumerate(sorted({*axes, *sides[0][1], *sides[1][1]}))}
         text = ",".join("Z" + "".join(letters[a] for a in own) for _, own in sides)
-        return torch.einsum(f"{text}->{''.join(letters[a] for a in axes)}", *(x for x, _ in sides))
+        # Gradients of streams have the streams' dtype, other factors that of the arithmetic.
+        factors = (x.to(self.dtype) for x, _ in sides)
+        return torch.einsum(f"{text}->{''.join(letters[a] for a in axes)}", *factors)
 
     def _factor(
         self, value: torch.Tensor, axes: tuple[AxisName, ...]
