@@ -1,7 +1,7 @@
 """Every generated Triton kernel compiled ahead of time, for four cards, without any of them.
 
     python -m benchmarks.aot            # all loops of aot_loops.py; minutes
-    python -m benchmarks.aot --quick    # one loop of each form, for one card
+    python -m benchmarks.aot --quick    # every loop once, for one card
 
 Writes ``results/triton-aot.md`` and ``.json``: registers, spilled bytes, shared memory,
 matrix instructions and seconds to compile of each kernel on each target, and the bytes its
@@ -31,7 +31,6 @@ BATCH, TRACED, STEPS = 8, 128, 4096
 """Kernels do not depend on the number of steps beyond these; bytes are those of STEPS."""
 MAIN = "sm_90"
 """The target of sizes and dtypes beside each loop's first; the first is compiled for all."""
-QUICK = ("EMA", "rotation", "running max", "scalar decay", "gated delta rule", "dense", "GRU")
 DTYPES = {
     "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32, "complex64": torch.complex64,
 }  # fmt: skip
@@ -130,9 +129,7 @@ def _cell(binary: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile every generated Triton kernel without a GPU.")
-    parser.add_argument(
-        "--quick", action="store_true", help=f"a loop of each form, {MAIN} only; writes nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help=f"first sizes and dtypes, {MAIN} only")
     parser.add_argument("--only", default="", help="loops whose name contains this; writes nothing")
     parser.add_argument("--targets", default=",".join(SHARED))
     parser.add_argument("--all", action="store_true", help="every size and dtype for every target: hours")
@@ -146,7 +143,7 @@ def main() -> int:
             for row in rows(case, setting, dtype, targets if first or args.all else [MAIN]):
                 found.append(row)
                 print(markdown([row], targets).splitlines()[-1], flush=True)
-            if not args.quick and not args.only:
+            if not args.only:
                 (RESULTS / "triton-aot.md").write_text(markdown(found, targets))
                 write("triton-aot", found)
     failed = [r for r in found if "failed" in r or any(b["failed"] for b in r.get("binaries", ()))]
@@ -157,7 +154,7 @@ def main() -> int:
 def _chosen(quick: bool, only: str) -> Iterator[tuple[LoopCase, tuple[tuple[str, int], ...], str]]:
     """Every size in the first dtype, the first size in every dtype."""
     for case in LOOPS:
-        if only not in case.name or (quick and case.name not in QUICK):
+        if only not in case.name:
             continue
         for n, setting in enumerate(case.sizes[:1] if quick else case.sizes):
             for dtype in case.dtypes[:1] if n or quick else case.dtypes:
