@@ -220,12 +220,12 @@ def _rates(size: Size, count: int) -> Tensors:
 
 def _gated(size: Size) -> Inputs:
     x = _wide(size)
-    return Inputs((torch.randn_like(x[:, 0]),), (torch.sigmoid(_wide(size) + 2.0), x))
+    return Inputs((torch.randn(*x[:, 0].shape),), (torch.sigmoid(_wide(size) + 2.0), x))
 
 
 def _rotation(size: Size) -> Inputs:
     x = _wide(size)
-    carry = torch.randn_like(x[:, 0]), torch.randn_like(x[:, 0])
+    carry = torch.randn(*x[:, 0].shape), torch.randn(*x[:, 0].shape)
     return Inputs(carry, (x,), _rates(size, x.shape[-1]))
 
 
@@ -240,7 +240,7 @@ def _selective(size: Size) -> Inputs:
 
 def _decayed_max(size: Size) -> Inputs:
     x = _wide(size)
-    return Inputs((torch.randn_like(x[:, 0]),), (_wide(size, 0.1) - 0.2, x))
+    return Inputs((torch.randn(*x[:, 0].shape),), (_wide(size, 0.1) - 0.2, x))
 
 
 def _retnet(size: Size) -> Inputs:
@@ -257,7 +257,7 @@ def _rwkv7(size: Size) -> Inputs:
 
 def _resonance(size: Size) -> Inputs:
     x = torch.randn(size.batch, size.steps, size.dim)
-    carry = torch.randn_like(x[:, 0]), torch.randn_like(x[:, 0])
+    carry = torch.randn(*x[:, 0].shape), torch.randn(*x[:, 0].shape)
     mix = torch.randn(size.dim, size.dim)
     return Inputs(carry, (x,), (*_rates(size, size.dim), torch.eye(size.dim) + 0.01 * mix / mix.norm()))
 
