@@ -23,7 +23,7 @@ from tenfuse.emit.triton import timed
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tile import TileKernel
 from tenfuse.report.report import LoopReport
-from tenfuse.runtime import tiled
+from tenfuse.runtime import canary, tiled
 from tenfuse.runtime.tiles import TileLauncher
 
 PASSES = ("forward", "saving", "backward")
@@ -117,6 +117,7 @@ def _writing(passes: dict[str, Pass], longer: int) -> Iterator[None]:
 
     with (
         mock.patch.object(tenfuse.backend, "interpreting", lambda: True),
+        mock.patch.object(canary, "trial", lambda plan, given: None),  # nothing is computed to be tried
         mock.patch.object(tiled, "run_forward", forward),
         mock.patch.object(tiled, "run_backward", backward),
         mock.patch.object(TileLauncher, "_launch", launch),
