@@ -130,7 +130,10 @@ def check(step: Step, size: Size, dtype: torch.dtype, loop=scanned, algorithm: s
     with recording() as reports:
         found = results(compiled(step, loop, inputs), inputs)
     (seen,) = [x for report in reports for x in report.loops]
-    assert (seen.status, seen.algorithm) == ("fused", algorithm or step.algorithm), seen.reason
+    expected = {algorithm or step.algorithm}
+    # A matrix for a chunk is only worth its memory where it is small.
+    expected |= {"sequential"} if "doubling" in expected else set()
+    assert seen.status == "fused" and seen.algorithm in expected, seen.reason or seen.algorithm
     assert {language for _, language, _ in seen.kernels} == {"triton"}
     rows = judged(found, eager(step, inputs, dtype), eager(step, inputs, torch.float64), dtype)
     wrong = [str(row) for row in rows if not row.error <= row.limit]
