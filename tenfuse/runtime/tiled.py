@@ -31,18 +31,20 @@ from tenfuse.runtime.tiles import TileLauncher
 from tenfuse.step.adjoint import Product, Summed
 from tenfuse.step.program import AxisName
 
-_prepared: dict[tuple[str, str], TileLauncher] = {}
+_prepared: dict[tuple[str, str, int], TileLauncher] = {}
+"""By plan, role and number of operands: a kernel that also keeps states has more of them."""
 _lock = threading.Lock()
 
 
 def prepare(kernel: TileKernel, key: str, role: str) -> TileLauncher:
     """The launcher of a kernel, made once."""
+    which = (key, role, len(kernel.operands))
     with _lock:
-        found = _prepared.get((key, role))
+        found = _prepared.get(which)
     if found is None:
         found = TileLauncher(kernel)
         with _lock:
-            _prepared.setdefault((key, role), found)
+            _prepared.setdefault(which, found)
     return found
 
 

@@ -11,7 +11,7 @@ from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tile import TileKernel
 from tenfuse.plan.tiling import tiling
 from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram
-from tests.emit.triton.tileharness import TileLauncher, interpreted
+from tests.emit.tiles.tileharness import TileLauncher, interpreted
 
 EVIL = ('");import os;os.system("x', "pid", "__class__")
 """Names of axes as nobody would write them."""

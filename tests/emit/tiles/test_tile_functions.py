@@ -16,7 +16,7 @@ from tenfuse.runtime.launch import DTYPES
 from tenfuse.runtime.tiles import TileLauncher
 from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.program import Builder, OutSpec, StepProgram
-from tests.emit.triton.tileharness import interpreted
+from tests.emit.tiles.tileharness import interpreted
 
 pytestmark = interpreted
 ROUNDED = ("round_bf16", "round_f16", "round_f32")

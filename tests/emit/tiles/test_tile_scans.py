@@ -8,7 +8,7 @@ from tenfuse.algebra.decay import running
 from tenfuse.emit.triton.scans import is_product, mirrored, together
 from tenfuse.emit.triton.small import known, powers, small
 from tenfuse.step.program import Builder, CarrySpec, Contract, OutSpec, Position, Scan, Solve, StepProgram
-from tests.emit.triton.tileharness import Bench, agree, interpreted
+from tests.emit.tiles.tileharness import Bench, agree, interpreted
 
 SIZES = {"t": 8, "d": 3, "i": 2, "j": 2, "k": 2}
 

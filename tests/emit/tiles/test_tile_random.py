@@ -14,7 +14,7 @@ from test_random import draw
 from tenfuse.plan.keep import keeping, reading_kept
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import adjoint
-from tests.emit.triton.tileharness import Bench, agree, interpreted
+from tests.emit.tiles.tileharness import Bench, agree, interpreted
 
 pytestmark = interpreted
 STYLES = ("plain", "reversed", "gaps")

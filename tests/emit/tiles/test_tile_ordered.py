@@ -13,7 +13,7 @@ from test_ordered import lower, others, program, scans, solves
 from tenfuse.reasons import Refused
 from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import Builder, Contract, Scan, Shift, Solve
-from tests.emit.triton.tileharness import Bench, agree, interpreted
+from tests.emit.tiles.tileharness import Bench, agree, interpreted
 
 pytestmark = interpreted
 EVERY = [*scans(), *solves(), *others()]
