@@ -23,7 +23,7 @@ from tenfuse.step.program import StepProgram, only_summed
 LENGTHS = (64, 32, 16)
 _BLOCK = 64
 """Entries along axes that may be cut that one instance holds of a scan."""
-ROOM, SCANNED = 1 << 14, 1 << 9
+ROOM, SCANNED = 1 << 14, 1 << 8
 """Entries of the largest tile of a chunk program along axes that cannot be split: where it
 multiplies matrices, and where it scans, which holds many tiles at once."""
 
@@ -57,7 +57,7 @@ def stepped(program: StepProgram, recurrence: Recurrence, length: int, ragged_en
     room = max(ROOM, _inner(program, frozenset())) if matrices else SCANNED
     if length > LENGTHS[-1] and _inner(made.program, frozenset(made.rows)) > room:
         return None
-    few = not matrices and _instances(program) < FILL
+    few = not matrices and _instances(program) < FILL // 4
     return Stepped(made.program, made.rows, within, apart=matrices or few, sums=few)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tile import Tiling, padded
 from tenfuse.reasons import NO_TILES, refuse
-from tenfuse.step.program import AxisName, Contract, Pointwise, Ref, Solve, StepProgram, only_summed
+from tenfuse.step.program import AxisName, Contract, Pointwise, Ref, Scan, Solve, StepProgram, only_summed
 
 BUDGET = 4096
 """Entries of the largest tile that a block is chosen for."""
@@ -26,6 +26,7 @@ FILL = 256
 _EACH, _MATRIX, _GROUP, _MOST_WARPS = 16, 64, 4, 8
 """Entries of a tile that a thread holds, beside several others or beside few; warps that
 multiply matrices together, and warps at most."""
+_SHORT = 64
 _LEAST = 16
 """The side of the smallest matrix that tensor cores take."""
 
@@ -45,7 +46,12 @@ def tiling(
     parallel = program.parallel_axes()
     free = [a for a in program.sizes if (a in parallel or a in shared) and a not in rows]
     cut = _cut(program, free, operands, parallel, rows)
-    mixed = [a for a in dict.fromkeys((*rows, *program.sizes)) if a in rows or a not in (*parallel, *cut)]
+    cut += _beside(program, free, parallel, cut)
+    few = {a for a in free if a in parallel and a not in cut and _read_again(program, operands, a)}
+    mixed = [
+        a for a in dict.fromkeys((*rows, *program.sizes))
+        if a in rows or a in few or a not in (*parallel, *cut)
+    ]  # fmt: skip
     if set(mixed) & program.dynamic:
         raise refuse(NO_TILES, "an axis that the step sums over has a size that is only known at run time")
     extent = {a: padded(program.sizes[a]) for a in mixed}
@@ -67,13 +73,41 @@ def tiling(
         blocks[largest] //= 2
     extent |= blocks
     grid = tuple(a for a in free if a not in cut and a in parallel)
-    matrices = _matrices(program)
+    matrices = _matrices(program) and not _scans(program, extent)
     warps = padded(_largest(program, extent) // (32 * (_MATRIX if matrices else _EACH)))
     return Tiling(tuple(extent.items()), cut, grid, min(max(warps, _GROUP if matrices else 1), _MOST_WARPS))
 
 
+def _beside(
+    program: StepProgram, free: Collection[AxisName], parallel: frozenset[AxisName], cut: tuple[AxisName, ...]
+) -> tuple[AxisName, ...]:
+    """One more axis in blocks beside one that is too short to fill a warp twice."""
+    if len(cut) != 1 or cut[0] in program.dynamic or program.sizes[cut[0]] >= _SHORT:
+        return ()
+    others = [a for a in free if a in parallel and a not in cut and not _for_each(program, a)]
+    found = max(others, key=lambda a: program.sizes[a], default=None)
+    return () if found is None else (found,)
+
+
+def _read_again(program: StepProgram, operands: Collection[Operand], axis: AxisName) -> bool:
+    """Whether instances along a short axis would all read what does not differ along it."""
+    if axis in program.dynamic or program.sizes[axis] > _LEAST:
+        return False
+    read = [o.axes for o in operands if o.role == "stream"]
+    return any(axis in axes for axes in read) and any(axis not in axes for axes in read)
+
+
 def _parts(program: StepProgram, blocks: Mapping[AxisName, int]) -> int:
     return math.prod(-(-program.sizes[a] // n) for a, n in blocks.items())
+
+
+def _scans(program: StepProgram, extent: Mapping[AxisName, int]) -> bool:
+    """Whether a scan runs over tiles as large as any."""
+    axes, largest = program.axes_of(), _largest(program, extent)
+    return any(
+        isinstance(n, Scan) and 2 * math.prod(extent.get(a, 1) for a in axes[i]) >= largest
+        for i, n in enumerate(program.nodes)
+    )
 
 
 def _matrices(program: StepProgram) -> bool:
