@@ -177,7 +177,8 @@ def test_no_compiler(monkeypatch):
     assert [(loop.status, loop.code) for loop in loops] == [("kept", "TF401")]
 
 
-def test_triton_is_refused_by_name():
+def test_triton_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     loops = same(ema, inputs(), target="triton")
     assert [loop.code for loop in loops] == ["TF302"] and "triton" in loops[0].reason
 

@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 import torch  # noqa: E402
-from harness import STEPS, Size, compiled, made, results  # noqa: E402
+from gpuharness import STEPS, Size, compiled, made, results  # noqa: E402
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from harness import DRY, STEPS, check, compiled, eager, judged, made, results, sized
+from gpuharness import DRY, STEPS, check, compiled, eager, judged, made, results, sized
 
 SIZE = (4, 1024, 4, 64)
 NAMES = ["gated", "selective", "gla", "gated delta", "lstm"]

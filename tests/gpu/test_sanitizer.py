@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import DRY
+from gpuharness import DRY
 
 SCRIPT = Path(__file__).parent / "small.py"
 TOOL = shutil.which("compute-sanitizer") or shutil.which(

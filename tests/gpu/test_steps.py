@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import STEPS, check, sized
+from gpuharness import STEPS, check, sized
 
 from reference.steps import looped
 
