@@ -48,6 +48,7 @@ def tiling(
     cut = _cut(program, free, operands, parallel, rows)
     cut += _beside(program, free, parallel, cut)
     few = {a for a in free if a in parallel and a not in cut and _read_again(program, operands, a)}
+    few -= {a for a in few if _for_each(program, a)}
     mixed = [
         a for a in dict.fromkeys((*rows, *program.sizes))
         if a in rows or a in few or a not in (*parallel, *cut)
