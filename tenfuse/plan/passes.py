@@ -14,6 +14,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from tenfuse.algebra.parts import feeding, reached
+from tenfuse.plan.keep import keeping
 from tenfuse.step.program import (
     Builder,
     CarrySpec,
@@ -48,16 +49,8 @@ class Part:
 
 def whole(program: StepProgram, held: str, kept: Collection[int]) -> tuple[Part, ...]:
     """One pass, which also writes the carries ``kept``."""
-    nodes, outs = list(program.nodes), list(program.outs)
-    names = [("out", j) for j in range(len(outs))]
-    for i in kept:
-        node = Input("carry", i, program.carries[i].axes)
-        if node not in nodes:
-            nodes.append(node)
-        outs.append(OutSpec(nodes.index(node), node.axes))
-        names.append((held, i))
-    made = dataclasses.replace(program, nodes=tuple(nodes), outs=tuple(outs))
-    return (Part(made, tuple(names), False),)
+    names = [("out", j) for j in range(len(program.outs))] + [(held, i) for i in kept]
+    return (Part(keeping(program, kept), tuple(names), False),)
 
 
 def passes(
