@@ -28,6 +28,7 @@ from tenfuse.step.program import (
     arguments,
     only_summed,
     prune,
+    trimmed,
     validate,
     with_arguments,
 )
@@ -120,15 +121,15 @@ class _Splitter:
 
     def _passed(self, behind: set[Ref]) -> set[Ref]:
         """What the recurrence computes at a cost and passes on: values that what is behind reads."""
-        read = {f for i in behind for a in arguments(self.program.nodes[i]) for f in self._core_factors(a)}
-        read |= {o.ref for o in self.program.outs if o.ref in self.core}
+        read = {f for i in behind for a in arguments(self.program.nodes[i]) for f in self._factors(a)}
+        read |= {o.ref for o in self.program.outs}
         carried = {c.next for c in self.program.carries}
         limit = max((self._entries(r) for r in carried), default=0)
-        return {r for r in read if self._entries(r) < limit and self._heavy_core(r)}
+        return {r for r in read & self.core if self._entries(r) < limit and self._heavy_core(r)}
 
     def _core_factors(self, ref: Ref) -> set[Ref]:
         if ref in self.inner:
-            return {f for a in arguments(self.program.nodes[ref]) for f in self._core_factors(a)}
+            return {f for a in arguments(self.program.nodes[ref]) for f in self._factors(a)}
         return {ref} & self.core
 
     def _heavy_core(self, ref: Ref) -> bool:
@@ -227,7 +228,7 @@ class _Splitter:
             tuple(build.nodes), self.program.sizes,
             tuple(dataclasses.replace(c, next=place[c.next]) for c in carries), specs, self.program.dynamic,
         )  # fmt: skip
-        made = _used(prune(made))
+        made = trimmed(prune(made))
         validate(made)
         return made
 
@@ -237,21 +238,6 @@ def _batch(program: StepProgram) -> frozenset[str]:
     over = [n.axes for n in program.nodes if isinstance(n, Input) and n.kind != "invariant"]
     over += [c.axes for c in program.carries]
     return frozenset(a for a in program.parallel_axes() if all(a in own for own in over))
-
-
-def _used(program: StepProgram) -> StepProgram:
-    """Only the sizes of axes that occur."""
-    names = {a for own in program.axes_of() for a in own}
-    names |= {a for c in program.carries for a in (*c.axes, *c.next_axes)}
-    names |= {a for o in program.outs for a in o.axes}
-    for n in program.nodes:
-        names |= set(n.axes) if isinstance(n, Contract) else set()
-        names |= {*n.rows, *n.cols} if isinstance(n, (Scan, Solve)) else set()
-    return dataclasses.replace(
-        program,
-        sizes={a: n for a, n in program.sizes.items() if a in names},
-        dynamic=program.dynamic & names,
-    )
 
 
 __all__ = ["Part", "passes", "whole"]
