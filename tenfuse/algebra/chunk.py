@@ -41,12 +41,11 @@ from tenfuse.step.program import (
     OutSpec,
     Pointwise,
     Ref,
-    Scan,
-    Solve,
     StepProgram,
     arguments,
     node_axes,
     prune,
+    trimmed,
     validate,
 )
 
@@ -111,10 +110,7 @@ class _Maker:
         outs = tuple(self._out(i, out) for i, out in enumerate(self.program.outs))
         made = prune(StepProgram(tuple(self.build.nodes), self.sizes, carries, outs, self.program.dynamic))
         validate(made)
-        used = {a for axes in made.axes_of() for a in axes}
-        used |= {a for n in made.nodes if isinstance(n, (Scan, Solve)) for a in (*n.rows, *n.cols)}
-        used |= {a for c in carries for a in c.next_axes} | {a for o in outs for a in o.axes}
-        return dataclasses.replace(made, sizes={a: n for a, n in self.sizes.items() if a in used})
+        return trimmed(made)
 
     def _read(self, read: Read) -> Ref:
         if read.carry not in self.states:
@@ -198,6 +194,7 @@ class _Maker:
         """Two axes where a gate has an axis that is summed over, and the length allows it."""
         stages = self.recurrence.stages
         wide = any(self._gated(s) for s in stages) and all(self._by_rank(s) for s in stages)
+        wide = wide and all(len(s.carries) == 1 for s in stages)
         if wide and length > block and length % block == 0:
             many = length // block
             return Positions(

@@ -18,7 +18,6 @@ from tenfuse.step.program import (
     Builder,
     CarrySpec,
     Const,
-    Contract,
     Input,
     OutSpec,
     Pointwise,
@@ -26,6 +25,7 @@ from tenfuse.step.program import (
     StepProgram,
     arguments,
     prune,
+    trimmed,
     validate,
     with_arguments,
 )
@@ -88,12 +88,7 @@ def _program(
 
     carries = tuple(CarrySpec(c.axes, made(c.next), c.next_axes) for c in whole.carries)
     written = tuple(OutSpec(made(i), tuple(sorted(axes[i]))) for i in outs)
-    found = prune(StepProgram(tuple(build.nodes), whole.sizes, carries, written))
-    names = {a for own in found.axes_of() for a in own} | {
-        a for c in carries for a in (*c.axes, *c.next_axes)
-    }
-    names |= {a for n in found.nodes if isinstance(n, Contract) for a in n.axes}
-    found = dataclasses.replace(found, sizes={a: n for a, n in whole.sizes.items() if a in names})
+    found = trimmed(prune(StepProgram(tuple(build.nodes), whole.sizes, carries, written)))
     validate(found)
     return found
 

@@ -231,6 +231,16 @@ def prune(program: StepProgram) -> StepProgram:
     )
 
 
+def trimmed(program: StepProgram) -> StepProgram:
+    """The same program with the sizes of the axes that occur in it only."""
+    names = {a for own in program.axes_of() for a in own}
+    names |= {a for n in program.nodes if isinstance(n, (Scan, Solve)) for a in (*n.rows, *n.cols)}
+    names |= {a for c in program.carries for a in (*c.axes, *c.next_axes)}
+    names |= {a for o in program.outs for a in o.axes}
+    sizes = {a: n for a, n in program.sizes.items() if a in names}
+    return dataclasses.replace(program, sizes=sizes, dynamic=program.dynamic & names)
+
+
 def only_summed(program: StepProgram) -> set[Ref]:
     """Products that are read by sums and by such products only."""
     readers: dict[Ref, list[Ref]] = {}
@@ -273,6 +283,7 @@ __all__ = [
     "node_axes",
     "only_summed",
     "prune",
+    "trimmed",
     "validate",
     "with_arguments",
 ]
