@@ -19,6 +19,7 @@ from tenfuse.step.program import (
     Contract,
     Input,
     Pointwise,
+    Position,
     Ref,
     Rename,
     Scan,
@@ -26,6 +27,7 @@ from tenfuse.step.program import (
     Solve,
     StepProgram,
     arguments,
+    mixed,
     prune,
     validate,
     with_arguments,
@@ -76,22 +78,13 @@ def _linear(program: StepProgram, axis: AxisName) -> set[Ref] | None:
             if axis in axes[i] or not _keeps(program, node, within):
                 return None
             found.add(i)
-    mixed = {a for n in program.nodes if not isinstance(n, (Contract, Pointwise)) for a in _names(n)}
+    ordered = {a for n in program.nodes if not isinstance(n, Position) for a in mixed(n)}
     carried = {
         a for c in program.carries for p, q in zip(c.axes, c.next_axes, strict=True) if p != q for a in (p, q)
     }
-    if axis in mixed | carried or any(c.next in found for c in program.carries):
+    if axis in ordered | carried or any(c.next in found for c in program.carries):
         return None
     return found
-
-
-def _names(node: object) -> set[AxisName]:
-    """Axes along which order or names matter."""
-    if isinstance(node, Rename):
-        return {a for pair in node.names for a in pair}
-    if isinstance(node, (Scan, Solve)):
-        return {*node.rows, *node.cols, *((node.axis,) if isinstance(node, Scan) else ())}
-    return {node.axis} if isinstance(node, Shift) else set()
 
 
 def _keeps(program: StepProgram, node: object, within: list[bool]) -> bool:
