@@ -127,11 +127,6 @@ class _Splitter:
         limit = max((self._entries(r) for r in carried), default=0)
         return {r for r in read & self.core if self._entries(r) < limit and self._heavy_core(r)}
 
-    def _core_factors(self, ref: Ref) -> set[Ref]:
-        if ref in self.inner:
-            return {f for a in arguments(self.program.nodes[ref]) for f in self._factors(a)}
-        return {ref} & self.core
-
     def _heavy_core(self, ref: Ref) -> bool:
         nodes = self._needed([ref]) & self.core
         return any(
