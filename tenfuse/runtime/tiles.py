@@ -26,7 +26,7 @@ from tenfuse.emit.triton import emit, timed
 from tenfuse.plan.settings import Setting, bucket
 from tenfuse.plan.tile import TileKernel
 from tenfuse.reasons import DEVICE, refuse
-from tenfuse.runtime import tune
+from tenfuse.runtime import interpreted, tune
 from tenfuse.runtime.cache import root
 from tenfuse.step.program import AxisName
 
@@ -113,6 +113,8 @@ def load(source: str) -> Any:
         import triton  # noqa: F401
     except ImportError as error:
         raise refuse(DEVICE, "Triton is not installed: pip install 'tenfuse[gpu]'") from error
+    if interpreting():
+        interpreted.mend()
     digest = hashlib.sha256(source.encode()).hexdigest()
     path = root() / f"tiles_{digest[:32]}.py"
     with _lock:
