@@ -66,8 +66,9 @@ def scanned(step: Step, carry: Tensors, streams: Tensors, constants: Tensors = (
     def combine(carry: Tensors, streams: Tensors) -> tuple[Tensors, Tensor]:
         return step.run(carry, streams, constants)
 
-    found: tuple[Tensors, Tensor] = scan(combine, carry, streams, dim=1)
-    return found
+    # Along the first axis: what other axes mean for the outputs has changed between versions of torch.
+    end, y = scan(combine, carry, tuple([x.movedim(1, 0) for x in streams]))
+    return end, y.movedim(0, 1)
 
 
 # -- elementwise and block ----------------------------------------------------------------------

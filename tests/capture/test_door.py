@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch._higher_order_ops.associative_scan import associative_scan
@@ -25,6 +27,12 @@ def linear(left, right):
     return left[0] * right[0], right[0] * left[1] + right[1]
 
 
+@functools.cache
+def outputs_along_the_scanned_axis():
+    """Whether outputs are stacked along ``dim``; torch 2.11 stacks them along the first axis."""
+    return torch_scan(lambda h, x: (h + x, h * x), torch.zeros(3), torch.zeros(3, 2), dim=1)[1].shape[0] == 3
+
+
 def scan(step, init, xs, dim=0, reverse=False):
     """``torch``'s scan where it is compiled, and what it means where it is not."""
     if torch.compiler.is_compiling():
@@ -36,7 +44,8 @@ def scan(step, init, xs, dim=0, reverse=False):
         state, y = step(state, pytree.tree_map(lambda x, at=at: x.select(dim, at), xs))
         rows.append(y)
     rows = rows[::-1] if reverse else rows
-    return state, pytree.tree_map(lambda *ys: torch.stack(ys, dim if dim <= ys[0].dim() else 0), *rows)
+    along = dim if outputs_along_the_scanned_axis() else 0
+    return state, pytree.tree_map(lambda *ys: torch.stack(ys, along if along <= ys[0].dim() else 0), *rows)
 
 
 def fused(model, *inputs, steps=None, carries=None, **options):
