@@ -30,7 +30,7 @@ from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import StepProgram
 from tenfuse.step.reader import Placed, Step
 
-VERSION = "6"
+VERSION = "7"
 """Raised when the algebra changes what it proves: older certificates are then forgotten."""
 
 
@@ -88,14 +88,17 @@ class Study:
 
     @property
     def steady(self) -> bool:
-        """Whether no state that is also read back into its own update can grow by its gate."""
+        """Whether no states that are also read back into their updates can grow by their gates."""
         return all(
-            math.prod(self.bounds[f].size for f in term.factors) <= 1.0
+            sum(
+                math.prod(self.bounds[f].size for f in term.factors)
+                for term in update.terms
+                if not term.contracted
+            )
+            <= 1.0
             for stage in self.recurrence.stages
             if any(t.contracted for u in stage.updates for t in u.terms)
             for update in stage.updates
-            for term in update.terms
-            if not term.contracted
         )
 
     @property

@@ -42,7 +42,8 @@ def classify(stage: Evidence) -> tuple[str, bool]:
     pair = complex_pair(stage)
     local = all(_in_place(stage, p, spec) for p, spec in _terms(stage))
     single = len(stage.carries) == 1 or pair
-    if single and low_rank(stage):
+    erasing = any(p.contracted for p, _ in _terms(stage))
+    if (single or erasing) and len(stage.carries) <= BLOCK and low_rank(stage):
         return "low-rank", pair
     if not local or len(stage.carries) > BLOCK:
         return "dense", pair

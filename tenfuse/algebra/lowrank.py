@@ -1,10 +1,11 @@
-"""What a low-rank update writes: its gate, the reads that it writes back, and what it adds.
+"""What a low-rank update writes: its gates, the reads that it writes back, and what it adds.
 
-Takes the update of one carry in normal form; leaves ``LowRank``: for
-``S <- a S + sum_i u_i (w_i . S) + sum_j (product of factors)_j`` the nodes of a, of every
-u_i and w_i, and of every product.  Terms that read the carry with the same w are one.
+Takes the updates of a stage in normal form, of one carry or of a few that read each other;
+leaves ``LowRank``: for ``S_i <- sum_j a_ij S_j + sum_r u_ri (sum_j w_rj . S_j) + sum (product of
+factors)`` the nodes of every a, u and w, and of every product.  Terms that read the same
+carry with the same w are one.
 Refuses a coefficient that joins a contracted axis to the axis it produces (that is dense),
-an axis of the carry read in another's place, and updates of several coupled carries.
+an axis of the carry read in another's place, and carries of different dimensions.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Mapping, Sequence
 
 from tenfuse.algebra.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.recurrence import Stage
-from tenfuse.algebra.response import Linear, apart
-from tenfuse.step.program import AxisName, CarrySpec, Const, Contract, Node, Pointwise, Ref
+from tenfuse.algebra.response import Linear, Response, apart
+from tenfuse.step.program import AxisName, CarrySpec, Contract, Node, Pointwise, Ref
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,62 +38,86 @@ class Inflow:
     kept: frozenset[AxisName]
 
 
+Product = tuple[Ref, ...]
+"""Factors; of none, one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Erase:
-    """``u * sum over contracted of w * S``, both also over ``rank``, which is summed over;
-    u and w are products."""
+    """``u_i * sum over contracted of sum_j w_j * S_j`` for every carry i, both also over ``rank``,
+    which is summed over; None is zero."""
 
-    u: tuple[Ref, ...]
-    w: tuple[Ref, ...]
+    u: tuple[Product | None, ...]
+    w: tuple[Product | None, ...]
     contracted: frozenset[AxisName]
     rank: frozenset[AxisName] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    carry: int
+    """``gates``, ``writes`` and ``inflows`` carry by carry; a gate that is None is zero."""
+
+    carries: tuple[int, ...]
     axes: tuple[AxisName, ...]
-    """The carry's dimensions; its update's names."""
-    gate: Ref | None
-    """None is one."""
+    """The dimensions of the carries; names of the first one's update."""
+    names: tuple[tuple[AxisName, ...], ...]
+    """What each carry's own update calls them."""
+    gates: tuple[tuple[Ref | None, ...], ...]
     erases: tuple[Erase, ...]
-    writes: tuple[Write, ...]
-    inflows: tuple[Inflow, ...] = ()
+    writes: tuple[tuple[Write, ...], ...]
+    inflows: tuple[tuple[Inflow, ...], ...]
 
 
 def lowrank(stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> LowRank:
-    """The parts of a stage's only update, as nodes of ``lift``'s builder."""
-    if len(stage.carries) != 1 or stage.semiring != "sum-product":
-        raise Unchunkable("several carries are coupled, or in another semiring")
-    j = stage.carries[0]
-    axes = carries[j].next_axes
-    update = stage.updates[0]
-    form = lift.affine(dataclasses.replace(update, offset=None))
-    if form.offset is not None:
-        raise Unchunkable("the update reads a nonlinear function of the state")
-    gates: list[Ref] = []
-    erases: list[Erase] = []
-    for read in form.reads:
-        if (read.carry, read.after) != (j, False):
-            raise Unchunkable("the update reads another carry")
-        if _in_place(read, axes):
-            gates.append(lift.sums.product(read.factors, read.bound))
-        else:
-            erases.append(_erase(read, axes, lift))
-    gate = lift.sums.add(gates)
-    same = lift.build.nodes[gate] == Const(1.0)
-    offset = update.offset
+    """The parts of a stage's updates, as nodes of ``lift``'s builder."""
+    if stage.semiring != "sum-product":
+        raise Unchunkable("the update is in another semiring")
+    specs = [carries[j] for j in stage.carries]
+    axes = specs[0].next_axes
+    if any([lift.sizes[a] for a in s.next_axes] != [lift.sizes[a] for a in axes] for s in specs):
+        raise Unchunkable("coupled carries have different axes")
+    names = [dict(zip(s.next_axes, axes, strict=True)) for s in specs]
+    gates, erases = [], list[Erase]()
+    for i in range(len(specs)):
+        reads = _reads(stage, i, names[i], lift)
+        gates.append(tuple(_gate([r for r in reads if r.carry == j], axes, lift) for j in stage.carries))
+        erases += [_erase(r, stage, i, axes, lift) for r in reads if not _in_place(r, axes)]
     together = tuple(_together(erases, lift))
     mixed = together[0].contracted if together else frozenset[AxisName]()
-    writes, inflows = ([], []) if offset is None else _writes(offset, lift, mixed)
-    return LowRank(j, axes, None if same else gate, together, tuple(writes), tuple(inflows))
+    adds = [_adds(stage.updates[i].offset, names[i], lift, mixed) for i in range(len(specs))]
+    writes, inflows = zip(*adds, strict=True)
+    own = tuple(s.next_axes for s in specs)
+    return LowRank(stage.carries, axes, own, tuple(gates), together, writes, inflows)
+
+
+def _reads(stage: Stage, i: int, names: Mapping[AxisName, AxisName], lift: Lift) -> list[Read]:
+    """What the update of the stage's carry ``i`` reads, over the common names."""
+    form = lift.affine(dataclasses.replace(stage.updates[i], offset=None))
+    if form.offset is not None:
+        raise Unchunkable("the update reads a nonlinear function of the state")
+    if any(r.carry not in stage.carries or r.after for r in form.reads):
+        raise Unchunkable("the update reads another carry")
+    return [
+        dataclasses.replace(
+            r,
+            names=tuple(a if a in r.bound else names.get(a, a) for a in r.names),
+            factors=tuple(lift.build.rename(f, names) for f in r.factors),
+        )
+        for r in form.reads
+    ]
+
+
+def _gate(reads: Sequence[Read], axes: tuple[AxisName, ...], lift: Lift) -> Ref | None:
+    """What an update takes of one carry in place."""
+    own = [lift.sums.product(r.factors, r.bound) for r in reads if _in_place(r, axes)]
+    return lift.sums.add(own) if own else None
 
 
 def _in_place(read: Read, axes: tuple[AxisName, ...]) -> bool:
     return read.names == axes and not read.bound & set(axes)
 
 
-def _erase(read: Read, axes: tuple[AxisName, ...], lift: Lift) -> Erase:
+def _erase(read: Read, stage: Stage, i: int, axes: tuple[AxisName, ...], lift: Lift) -> Erase:
     places = list(zip(axes, read.names, strict=True))
     summed = {name for name in read.names if name in read.bound}
     if any(own != name for own, name in places if name not in summed) or len(set(read.names)) < len(axes):
@@ -106,7 +131,10 @@ def _erase(read: Read, axes: tuple[AxisName, ...], lift: Lift) -> Erase:
             raise Unchunkable("a coefficient joins the axis it sums over to the one it produces")
         (inner if own & summed else outer).append(factor)
     w, _ = aligned_to(lift.build, dataclasses.replace(read, factors=tuple(inner)), axes, lift.fresh)
-    return Erase(tuple(outer), tuple(sorted(w.factors)), frozenset(produced), read.bound - summed)
+    rank = read.bound - summed
+    u = tuple(tuple(outer) if k == i else None for k in range(len(stage.carries)))
+    mine = tuple(tuple(sorted(w.factors)) if j == read.carry else None for j in stage.carries)
+    return Erase(u, mine, frozenset(produced), rank)
 
 
 def _split(factors: Sequence[Ref], lift: Lift) -> list[Ref]:
@@ -127,17 +155,18 @@ def _together(erases: Sequence[Erase], lift: Lift) -> list[Erase]:
     """Those with the same w: one, with the sum of their u."""
     if len({e.contracted for e in erases}) > 1:
         raise Unchunkable("the update reads its carry over different axes")
-    found: dict[tuple[tuple[Ref, ...], frozenset[AxisName]], list[tuple[Ref, ...]]] = {}
+    found: dict[tuple[tuple[Product | None, ...], frozenset[AxisName]], list[Erase]] = {}
     for e in erases:
-        found.setdefault((e.w, e.rank), []).append(e.u)
-    contracted = erases[0].contracted if erases else frozenset()
-    return [Erase(_sum(us, lift), w, contracted, rank) for (w, rank), us in found.items()]
+        found.setdefault((e.w, e.rank), []).append(e)
+    sums = [tuple(_sum(us, lift) for us in zip(*(e.u for e in same), strict=True)) for same in found.values()]
+    return [dataclasses.replace(same[0], u=u) for same, u in zip(found.values(), sums, strict=True)]
 
 
-def _sum(products: Sequence[tuple[Ref, ...]], lift: Lift) -> tuple[Ref, ...]:
-    if len(products) == 1:
-        return products[0]
-    return (lift.sums.add(lift.sums.product(p) for p in products),)
+def _sum(products: Sequence[Product | None], lift: Lift) -> Product | None:
+    real = [p for p in products if p is not None]
+    if len(real) < 2:
+        return real[0] if real else None
+    return (lift.sums.add(lift.sums.product(p) for p in real),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,22 +212,29 @@ def _multiplied(nodes: Sequence[Node], ref: Ref) -> list[Ref]:
     return [ref]
 
 
-def _writes(offset: Ref, lift: Lift, mixed: frozenset[AxisName]) -> tuple[list[Write], list[Inflow]]:
-    """What the offset writes; ``mixed`` are the axes that the update sums the state over."""
+def _adds(
+    offset: Ref | None, names: Mapping[AxisName, AxisName], lift: Lift, mixed: frozenset[AxisName]
+) -> tuple[tuple[Write, ...], tuple[Inflow, ...]]:
+    """What an offset writes, over the common names; ``mixed`` are the axes that the updates sum the
+    states over."""
     writes: list[Write] = []
     inflows: list[Inflow] = []
-    for summand in separated(lift.nodes, lift.axes, offset):
-        names: Mapping[AxisName, AxisName] = {a: lift.fresh(a) for a in sorted(summand.bound)}
+    for summand in [] if offset is None else separated(lift.nodes, lift.axes, offset):
+        sums = {a: lift.fresh(a) for a in sorted(summand.bound)}
+        bound = frozenset(sums.values())
         factors, linear = _linear(summand, lift)
-        whole = [lift.build.const(summand.sign), *(lift.build.rename(f, names) for f in factors)]
-        bound = frozenset(names.values())
+        whole = [lift.build.const(summand.sign), *(lift.build.rename(f, {**names, **sums}) for f in factors)]
         if linear.local is not None:
-            writes.append(Write((*whole, lift.build.rename(linear.local, names)), bound))
+            writes.append(Write((*whole, lift.build.rename(linear.local, {**names, **sums})), bound))
         for one in linear.responses:
-            r = apart(lift.sums, lift.fresh, one, {*mixed, *summand.bound})
-            kept = r.bound
-            inflows.append(Inflow((*whole, lift.build.rename(r.coefficient, names)), bound, r.start, kept))
-    return writes, inflows
+            r = apart(lift.sums, lift.fresh, _renamed(one, names, lift), {*mixed, *summand.bound})
+            inflows.append(Inflow((*whole, lift.build.rename(r.coefficient, sums)), bound, r.start, r.bound))
+    return tuple(writes), tuple(inflows)
+
+
+def _renamed(response: Response, names: Mapping[AxisName, AxisName], lift: Lift) -> Response:
+    coefficient, start = (lift.build.rename(r, names) for r in (response.coefficient, response.start))
+    return Response(coefficient, start, frozenset(names.get(a, a) for a in response.bound))
 
 
 def _linear(summand: Summand, lift: Lift) -> tuple[list[Ref], Linear]:
@@ -213,4 +249,4 @@ def _linear(summand: Summand, lift: Lift) -> tuple[list[Ref], Linear]:
     return rest, dict(parts)[chosen]
 
 
-__all__ = ["Erase", "LowRank", "Write", "lowrank", "separated"]
+__all__ = ["Erase", "Inflow", "LowRank", "Product", "Write", "lowrank", "separated"]

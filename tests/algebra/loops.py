@@ -142,6 +142,24 @@ def online(s, m, q, k, v, ge, ga):
     return (s, m), (torch.einsum("bhk,bhkv->bhv", q, m),)
 
 
+def exchanged(f, s, q, k, v, w, gf, gs, gk):
+    """Two memories, each corrected by what the other answers; the second decays into the first."""
+    e, d = v - torch.einsum("bhk,bhkv->bhv", k, s), 0.5 * v - torch.einsum("bhkv,bhk->bhv", f, w)
+    f, s = (
+        gf[..., None, None] * f + 0.2 * gk[..., None] * s + k[..., None] * e[..., None, :],
+        gs[..., None, None] * s + 0.3 * w[..., None] * d[..., None, :] - 0.1 * k[..., None] * e[..., None, :],
+    )
+    return (f, s), (torch.einsum("bhk,bhkv->bhv", q, f - s), (w[..., None] * s).sum(-2))
+
+
+def turning(s, q, k, v, g):
+    """The delta rule with a state that turns: complex throughout."""
+    s = g[..., None, None] * s
+    s = s + k.conj()[..., None] * (v - torch.einsum("bhkv,bhk->bhv", s, k))[..., None, :]
+    o = torch.einsum("bhk,bhkv->bhv", q, s)
+    return (s,), (o.real, o.imag)
+
+
 def resonance(a, b, x, c, s, r):
     a, b = c * a - s * b + x, s * a + c * b
     return (a @ r, b @ r), (a,)
@@ -199,6 +217,8 @@ LOOPS = {
     "slow-fast": (slow_fast, sizes(_S, _S), sizes(_K, _K, _V, _H, _H), []),
     "titans": (titans, sizes(_S, _S), sizes(_K, _K, _V, _H, _H), []),
     "online": (online, sizes(_S, _S), sizes(_K, _K, _V, _H, _H), []),
+    "exchanged": (exchanged, sizes(_S, _S), sizes(_K, _K, _V, _K, _H, _H, _K), []),
+    "turning": (turning, sizes(_S, dtype=_C), sizes(_K, _K, _V, _H, dtype=_C), []),
     "resonance": (resonance, sizes((2, 4), (2, 4)), sizes((2, 4)), sizes((4,), (4,), (4, 4))),
     "dense": (dense, sizes((2, 4)), sizes((2, 4)), sizes((4, 4))),
     "kalman": (kalman, sizes((2, 4)), sizes((2, 4), (2,), (2, 4, 4)), []),

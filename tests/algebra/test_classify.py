@@ -32,7 +32,7 @@ FORMS = {
     "semiring/hmm": "nonlinear", "returns": "elementwise", "filters": "block", "filters/leaky": "elementwise",
     "spectral": "nonlinear", "spectral/ema-polar-scan": "elementwise", "lam": "nonlinear",
     "lam/linear": "elementwise", "lam/linear-slices": "elementwise", "lam/dual": "block",
-    "titans/linear": "dense", "titans/event-driven": "dense", "titans/frozen": "block",
+    "titans/linear": "low-rank", "titans/event-driven": "low-rank", "titans/frozen": "block",
     "titans": "nonlinear",
 }  # fmt: skip
 """By name, else by family.  LAM's plain linear state takes a write that is a matmul over the
@@ -331,6 +331,26 @@ def test_complex_pairs():
 
 def test_the_largest_block():
     assert [coupled(n).form for n in (2, 3, 4, 5)] == ["block", "block", "block", "dense"]
+
+
+def corrected(u="bk", w="bj", through=None):
+    """Momentum beside memory, S[b, k, v]: both are corrected by what the memory answers."""
+    b, axes = Builder(), ("b", "k", "v")
+    memory, momentum = b.input("carry", 0, axes), b.input("carry", 1, axes)
+    eta, alpha = b.input("stream", 0, ("b",)), b.input("stream", 1, ("b",))
+    write, key = b.input("stream", 2, tuple(u)), b.input("stream", 3, tuple(w))
+    there = b.rename(memory, {"k": "j"})
+    answer = b.contract(b.call("mul", key, there if through is None else b.call(through, there)), "j")
+    pushed = b.call("sub", b.call("mul", eta, momentum), b.call("mul", write, answer))
+    kept = b.call("add", b.call("mul", alpha, memory), pushed)
+    carries = (CarrySpec(axes, kept, axes), CarrySpec(axes, pushed, axes))
+    return rebuilt(StepProgram(tuple(b.nodes), SIZES, carries, ()))[0]
+
+
+def test_momentum_beside_a_memory_is_of_low_rank_as_long_as_the_correction_is():
+    assert [(s.carries, s.form) for s in corrected().stages] == [((0, 1), "low-rank")]
+    assert corrected(u="bkj").form == "dense", "the write joins the key's axis to its own"
+    assert corrected(through="tanh").form == "nonlinear"
 
 
 def test_a_complex_tensor_is_one_elementwise_carry():
