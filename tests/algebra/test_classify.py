@@ -340,8 +340,9 @@ def corrected(u="bk", w="bj", through=None):
     eta, alpha = b.input("stream", 0, ("b",)), b.input("stream", 1, ("b",))
     write, key = b.input("stream", 2, tuple(u)), b.input("stream", 3, tuple(w))
     there = b.rename(memory, {"k": "j"})
-    answer = b.contract(b.call("mul", key, there if through is None else b.call(through, there)), "j")
-    pushed = b.call("sub", b.call("mul", eta, momentum), b.call("mul", write, answer))
+    answer = b.call("mul", key, there if through is None else b.call(through, there))
+    correction = b.contract(b.call("mul", write, answer), "j")
+    pushed = b.call("sub", b.call("mul", eta, momentum), correction)
     kept = b.call("add", b.call("mul", alpha, memory), pushed)
     carries = (CarrySpec(axes, kept, axes), CarrySpec(axes, pushed, axes))
     return rebuilt(StepProgram(tuple(b.nodes), SIZES, carries, ()))[0]
