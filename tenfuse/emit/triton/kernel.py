@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenfuse.emit.triton.functions import DTYPES, PREAMBLE, stored
+from tenfuse.emit.triton.matrices import called
 from tenfuse.emit.triton.scans import mirrored
 from tenfuse.emit.triton.small import LARGEST, combine
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen
@@ -28,7 +29,8 @@ JIT = '@triton.jit(do_not_specialize=["steps", "count"])'
 def emit(kernel: TileKernel, far: bool = False) -> str:
     """The source of a module with the kernel as ``kernel``; ``far`` memory has 64-bit offsets."""
     matrices = "".join(combine(rows) for rows in range(2, LARGEST + 1))
-    return HEADER + "\n" + PREAMBLE + matrices + "\n\n" + "\n".join(_Emitter(kernel, far).run()) + "\n"
+    text = "\n".join(_Emitter(kernel, far).run())
+    return f"{HEADER}\n{PREAMBLE}{matrices}{called(text)}\n\n{text}\n"
 
 
 def timed(kernel: TileKernel, operand: Operand) -> bool:

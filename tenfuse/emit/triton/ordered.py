@@ -2,9 +2,7 @@
 
 Takes such a node and the tiles of its arguments; leaves a tile.  Scans are Triton's own
 where the decay is a number, and by doubling (Hillis and Steele 1986) where it is a matrix.
-A unit triangular system is solved by substitution in blocks on the diagonal, which are then
-joined two by two: the inverse of [[A, 0], [B, D]] is [[A', 0], [-D' B A', D']] with A', D'
-the inverses of A and D.  Nothing divides, and nothing is a power of the matrix.
+A unit triangular system is multiplied by its inverse, which ``matrices`` makes.
 """
 
 from __future__ import annotations
@@ -12,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenfuse.emit.triton.functions import DTYPES
+from tenfuse.emit.triton.matrices import inverse
 from tenfuse.emit.triton.products import Products
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen, unsupported
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.step.program import AxisName, Position, Rename, Scan, Shift, Solve
 
-_BLOCK = 16
-"""Rows of a triangular matrix that are substituted one after the other."""
 COMBINE = {
     "sum-product": "sum_product", "max-plus": "max_plus", "min-plus": "min_plus", "log-plus": "log_plus",
     "or-and": "or_and",
@@ -203,13 +200,12 @@ class Ordered:
         matrix = self.writer.let(f"tl.where({inside}, {matrix}, 0.0)") if inside else matrix
         flat = self._flat(permuted(matrix, axes, (*rows, *cols)), (rows, cols))
         if flat not in self._inverses:
-            self._inverses[flat] = self._inverse(flat, size)
-        inverse = self._inverses[flat]
-        inverse = self.writer.let(f"tl.trans({inverse})") if node.transpose else inverse
+            self._inverses[flat] = inverse(self.writer, flat, size)
+        text = self._inverses[flat]
+        text = self.writer.let(f"tl.trans({text})") if node.transpose else text
         if len(rows) > 1:
-            shape = self.space.shape((*rows, *cols))
-            inverse = self.writer.let(f"tl.reshape({inverse}, {shape})")
-        found = Tile(self.writer.let(permuted(inverse, (*rows, *cols), axes)), axes)
+            text = self.writer.let(f"tl.reshape({text}, {self.space.shape((*rows, *cols))})")
+        found = Tile(self.writer.let(permuted(text, (*rows, *cols), axes)), axes)
         right = self.space.ordered({*arg.axes, *rows})
         names = dict(zip(rows, cols, strict=True))
         operand = Tile(
@@ -223,42 +219,6 @@ class Ordered:
             return self.writer.let(text)
         dims = ", ".join(str(self.space.volume(g)) for g in groups)
         return self.writer.let(f"tl.reshape({text}, [{dims}])")
-
-    def _inverse(self, matrix: str, size: int) -> str:
-        """(I + matrix)^-1 of a strictly lower triangular [size, size] tile."""
-        let, block = self.writer.let, min(size, _BLOCK)
-        count = size // block
-        b, r = let(f"tl.arange(0, {count})"), let(f"tl.arange(0, {block})")
-        own = let(f"{b}[:, None, None, None] == {b}[None, None, :, None]")
-        four = let(f"tl.reshape({matrix}, [{count}, {block}, {count}, {block}])")
-        diagonal = let(f"tl.sum(tl.where({own}, {four}, 0.0), axis=2)")
-        eye = let(f"({r}[:, None] == {r}[None, :]).to({self.dtype})")
-        inverse = self.writer.variable(
-            f"{eye}[None, :, :] + tl.zeros([{count}, {block}, {block}], {self.dtype})"
-        )
-        self.writer.open(f"for k in range(1, {block}):")
-        here = let(f"{r}[None, :, None] == k")
-        row = let(f"tl.sum(tl.where({here}, {diagonal}, 0.0), axis=1)")
-        update = let(f"tl.sum({row}[:, :, None] * {inverse}, axis=1)")
-        self.writer.line(f"{inverse} = tl.where({here}, {inverse} - {update}[:, None, :], {inverse})")
-        self.writer.close()
-        spread = let(f"tl.where({own}, {inverse}[:, :, None, :], 0.0)")
-        whole = let(f"tl.reshape({spread}, [{size}, {size}])")
-        i = let(f"tl.arange(0, {size})")
-        span = block
-        while span < size:
-            pair = f"({i}[:, None] // {2 * span} == {i}[None, :] // {2 * span})"
-            below = f"({i}[:, None] // {span} > {i}[None, :] // {span})"
-            off = let(f"tl.where({pair} & {below}, {matrix}, 0.0)")
-            inner = let(self._dot(off, whole))
-            whole = let(f"{whole} - {self._dot(whole, inner)}")
-            span *= 2
-        return whole
-
-    def _dot(self, a: str, b: str) -> str:
-        out = f", out_dtype={self.dtype}" if self.dtype == DTYPES["f64"] else ""
-        precision = self.products.dots if self.products.dots == "tf32" else "ieee"
-        return f'tl.dot({a}, {b}, input_precision="{precision}"{out})'
 
 
 def _places(sizes: Sequence[int]) -> list[tuple[int, ...]]:

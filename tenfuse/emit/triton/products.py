@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 from tenfuse.emit.triton.functions import DTYPES
+from tenfuse.emit.triton.matrices import multiplied
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen, unsupported
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.step.program import AxisName
@@ -120,9 +121,7 @@ class Products:
         _, roles, left, right = best
         a, b = self._operand(left, roles, over, False), self._operand(right, roles, over, True)
         rank = 3 if roles.batch else 2
-        precision = f', input_precision="{self.dots}"' if self.dots in ("ieee", "tf32") else ""
-        out = f", out_dtype={DTYPES['f64']}" if self.compute == "f64" else ""
-        text = self.writer.let(f"tl.dot({a}, {b}{precision}{out})")
+        text = self.writer.let(multiplied(a, b, self.dots, self.compute))
         axes = (*roles.batch, *roles.left, *roles.right)
         if len(axes) != rank:
             text = self.writer.let(f"tl.reshape({text}, {self.space.shape(axes)})")
