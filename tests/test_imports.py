@@ -40,6 +40,7 @@ BORDERS = {
     "runtime/op.py": {"tenfuse.plan.loop"},
     "runtime/compile.py": {"tenfuse.emit.cpp.isa"},
     "runtime/launch.py": {"tenfuse.emit.cpp", "tenfuse.emit.cpp.source"},
+    "runtime/sequence.py": {"tenfuse.emit.cpp.sequence"},
     "runtime/sample.py": {
         "tenfuse.plan.loop", "tenfuse.plan.tiled",
         "tenfuse.step.axes", "tenfuse.step.interpret", "tenfuse.step.reader",

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from tenfuse.runtime.launch import Launcher
-from tenfuse.runtime.replay import Copied, Launch, Made, Part, Replay, Spot
+from tenfuse.runtime.parts import Copied, Launch, Made, Part, Spot, Zero
+from tenfuse.runtime.replay import Replay
+from tenfuse.runtime.sequence import sequenced
 from tenfuse.step.program import AxisName
 
 _LINE = 64
@@ -41,9 +43,12 @@ class Frame:
 
     def result(self, x: torch.Tensor, zero: bool) -> None:
         """``x``, a tensor without memory, is the next result; its entries start at zero if ``zero``."""
-        self._starts[x.untyped_storage()._cdata] = (len(self.given) + len(self._results), 0)
+        number = len(self.given) + len(self._results)
+        self._starts[x.untyped_storage()._cdata] = (number, 0)
         self._alive.append(x)
-        self._results.append(Made.like(x, 0 if zero else None))
+        self._results.append(Made.like(x))
+        if zero:
+            self.parts.append(Zero(number, 0, x.untyped_storage().nbytes()))
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Memory for the time of the call; every result must be known before."""
@@ -80,7 +85,7 @@ class Frame:
 
     def replay(self) -> Replay:
         block = Made(torch.Size([self._block]), (1,), torch.uint8, self._block)
-        return Replay(tuple(self.parts), tuple(self._results), (block,) if self._block else ())
+        return Replay(sequenced(self.parts), tuple(self._results), (block,) if self._block else ())
 
 
 __all__ = ["Frame"]

@@ -37,6 +37,8 @@ class Launcher:
         self.kernel = kernel
         self.source = emit(kernel, compiler().isa)
         self._function = load(self.source)
+        self.address = ctypes.cast(self._function, ctypes.c_void_p).value or 0
+        """Where the function lies, for those who call it from elsewhere than Python."""
         second = kernel.recompute.sizes if kernel.recompute else {}
         known = {**second, **kernel.program.sizes}
         self._names = tuple(sorted(known))

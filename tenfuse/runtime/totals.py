@@ -15,7 +15,7 @@ from tenfuse.plan.loop import LoopPlan
 from tenfuse.runtime.bind import viewed
 from tenfuse.runtime.frame import Frame
 from tenfuse.runtime.launch import DTYPES
-from tenfuse.runtime.replay import Added
+from tenfuse.runtime.parts import Added
 from tenfuse.step.adjoint import Summed
 from tenfuse.step.program import AxisName
 

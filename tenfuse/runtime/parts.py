@@ -1,0 +1,106 @@
+"""What a call does with its tensors, said without them.
+
+The tensors of a call are counted: those given, then its results, then what it works in.
+Takes, in each part, which of them it reads and writes, and where; leaves something to run
+again and again on other tensors laid out the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+
+from tenfuse.runtime.launch import Launcher, Numbers
+from tenfuse.runtime.reuse import empty
+
+Run = Callable[[Sequence[int], Sequence[torch.Tensor]], None]
+"""Something a call does, given where its tensors start and the tensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A tensor that every call makes anew."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    size: int
+
+    @staticmethod
+    def like(x: torch.Tensor) -> Made:
+        return Made(x.shape, x.stride(), x.dtype, x.untyped_storage().nbytes())
+
+    def __call__(self) -> torch.Tensor:
+        return empty(self.shape, self.stride, self.dtype, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """``places`` say where operands start: (tensor, bytes), counting the tensors of the call."""
+
+    launcher: Launcher
+    numbers: Numbers
+    steps: int
+    places: tuple[tuple[int, int], ...]
+
+    def __call__(self, starts: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
+        self.launcher.launch([starts[i] + offset for i, offset in self.places], self.numbers, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """A view: of which tensor of the call, from which byte on, and its layout."""
+
+    tensor: int
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def view(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        base, item = tensors[self.tensor], self.dtype.itemsize
+        start = base.storage_offset() * base.element_size() + self.offset
+        return torch.empty(0, dtype=self.dtype, device="cpu").set_(
+            base.untyped_storage(), start // item, self.shape, self.stride
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Copied:
+    """A launch for which a tensor is copied first, or its result afterwards."""
+
+    launcher: Launcher
+    spots: tuple[Spot, ...]
+    steps: int
+    sizes: tuple[tuple[str, int], ...]
+
+    def __call__(self, starts: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
+        self.launcher([s.view(tensors) for s in self.spots], self.steps, dict(self.sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero:
+    """``size`` bytes of a tensor, from ``offset`` on, are cleared."""
+
+    tensor: int
+    offset: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """The sum of a tensor over ``dims``, added to another."""
+
+    source: Spot
+    dims: tuple[int, ...]
+    target: Spot
+
+    def __call__(self, starts: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
+        self.target.view(tensors).add_(self.source.view(tensors).sum(self.dims))
+
+
+Part = Launch | Copied | Zero | Added
+
+__all__ = ["Added", "Copied", "Launch", "Made", "Part", "Run", "Spot", "Zero"]
