@@ -119,6 +119,11 @@ class Products:
         if best is None:
             return None
         _, roles, left, right = best
+        turned = (*roles.batch, *roles.right, *roles.left)
+        if self.space.ordered(turned) == turned:
+            # The result then lies as tiles do; operands are turned on their way to the cores.
+            roles = dataclasses.replace(roles, left=roles.right, right=roles.left)
+            left, right = right, left
         a, b = self._operand(left, roles, over, False), self._operand(right, roles, over, True)
         rank = 3 if roles.batch else 2
         text = self.writer.let(multiplied(a, b, self.dots, self.compute))
@@ -165,16 +170,23 @@ class Products:
     ) -> str:
         tile = self.product(factors)
         text = self.masked(tile, over, "0.0")
-        if self.dots in ("bf16", "f16") and self.compute == "f32":
-            text = f"factor_bf16({text})" if self.dots == "bf16" else f"{text}.to(tl.float16)"
         own = roles.right if second else roles.left
         groups = (roles.summed, own) if second else (own, roles.summed)
         order = (*roles.batch, *groups[0], *groups[1])
-        text = permuted(text, tile.axes, order)
-        if len(groups[0]) != 1 or len(groups[1]) != 1:
-            dims = [str(self.space.volume(g)) for g in ((roles.batch,) if roles.batch else ()) + groups]
-            text = f"tl.reshape({text}, [{', '.join(dims)}])"
-        return self.writer.let(text)
+        if len(groups[0]) == len(groups[1]) == 1:
+            return self.writer.let(permuted(self._rounded(text), tile.axes, order))
+        dims = [str(self.space.volume(g)) for g in ((roles.batch,) if roles.batch else ()) + groups]
+        text = self.writer.let(f"tl.reshape({permuted(text, tile.axes, order)}, [{', '.join(dims)}])")
+        # Something is computed behind a reshape: what is not is laid out in shared memory by its old
+        # shape, in a way that may not exist ("Illegal shared layout", Triton 3.7).
+        return self.writer.let(f"{text} + 0.0" if self.dots == "tf32" else self._rounded(text))
 
+    def _rounded(self, text: str) -> str:
+        """What is multiplied."""
+        if self.compute == "f32" and self.dots == "bf16":
+            return f"factor_bf16({text})"
+        if self.compute == "f32" and self.dots == "f16":
+            return f"{text}.to(tl.float16)"
+        return text
 
 __all__ = ["LARGEST", "Products"]
