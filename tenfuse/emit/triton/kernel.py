@@ -241,6 +241,7 @@ class _Emitter:
 
     def _step(self, sums: dict[int, str]) -> None:
         program, writer, space = self.program, self.writer, self.space
+        self.values.inverses()
         for j, out in enumerate(program.outs):
             axes = space.ordered(out.axes)
             if out.accumulate:

@@ -188,7 +188,8 @@ class Ordered:
 
     # -- triangular systems -------------------------------------------------------------
 
-    def solve(self, node: Solve, lower: Tile, arg: Tile) -> Tile:
+    def inverse(self, node: Solve, lower: Tile) -> Tile:
+        """Of the system's matrix, over its rows and columns."""
         rows, cols = node.rows, node.cols
         batch = tuple(a for a in lower.axes if a not in (*rows, *cols))
         if batch or any(a not in self.space.order for a in (*rows, *cols)):
@@ -205,14 +206,17 @@ class Ordered:
         text = self.writer.let(f"tl.trans({text})") if node.transpose else text
         if len(rows) > 1:
             text = self.writer.let(f"tl.reshape({text}, {self.space.shape((*rows, *cols))})")
-        found = Tile(self.writer.let(permuted(text, (*rows, *cols), axes)), axes)
-        right = self.space.ordered({*arg.axes, *rows})
-        names = dict(zip(rows, cols, strict=True))
+        return Tile(self.writer.let(permuted(text, (*rows, *cols), axes)), axes)
+
+    def solve(self, node: Solve, found: Tile, arg: Tile) -> Tile:
+        """The system's solution by the inverse that was ``found``."""
+        right = self.space.ordered({*arg.axes, *node.rows})
+        names = dict(zip(node.rows, node.cols, strict=True))
         operand = Tile(
             self._renamed(self._spread(arg, right), right, names),
             self.space.ordered({names.get(a, a) for a in right}),
         )
-        return self.products.summed([found, operand], frozenset(cols))
+        return self.products.summed([found, operand], frozenset(node.cols))
 
     def _flat(self, text: str, groups: tuple[Sequence[AxisName], Sequence[AxisName]]) -> str:
         if len(groups[0]) == 1:

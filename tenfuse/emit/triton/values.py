@@ -137,7 +137,14 @@ class Values:
         if isinstance(node, Scan):
             return self._scan(ref, node)
         assert isinstance(node, Solve)
-        return self.ordered.solve(node, self.number(node.lower), self.number(node.arg))
+        found = self.ordered.inverse(node, self.number(node.lower))
+        return self.ordered.solve(node, found, self.number(node.arg))
+
+    def inverses(self) -> None:
+        """Those of all systems, made while little else is held: they take the most registers."""
+        for ref, node in enumerate(self.program.nodes):
+            if isinstance(node, Solve) and ref not in self.found and not self.axes[node.lower] & self.small:
+                self.ordered.inverse(node, self.number(node.lower))
 
     def _scan(self, ref: Ref, node: Scan) -> Tile:
         """With all that run together with it."""
