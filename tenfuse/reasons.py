@@ -146,7 +146,7 @@ RANDOM = _code(
 UNSUPPORTED_OP = _code(
     "TF202",
     "an operation on the state has no rule over named axes",
-    "move it out of the loop if it does not depend on the state",
+    "write it with arithmetic, reductions, matmul or einsum; or apply it after the loop, to all states",
 )
 CARRY_CHANGES = _code(
     "TF203",
@@ -166,7 +166,7 @@ NOT_BATCHABLE = _code(
 DTYPE = _code(
     "TF206",
     "the state has a dtype without a kernel",
-    "use float32, float64, bfloat16, float16, complex64 or complex128",
+    "use a floating or complex dtype; keep counters as floats, and follow indices after the loop",
 )
 SIDE_EFFECT = _code(
     "TF207", "the body has a side effect besides its tensors", "keep the loop body free of side effects"

@@ -37,7 +37,7 @@ BORDERS = {
     "runtime/totals.py": {"tenfuse.plan.loop", "tenfuse.step.adjoint"},
     "runtime/bind.py": {"tenfuse.plan.loop", "tenfuse.plan.tiled", "tenfuse.step.reader"},
     "runtime/canary.py": {"tenfuse.plan.loop", "tenfuse.plan.tiled"},
-    "runtime/op.py": {"tenfuse.plan.loop"},
+    "runtime/forward.py": {"tenfuse.plan.loop"},
     "runtime/compile.py": {"tenfuse.emit.cpp.isa"},
     "runtime/launch.py": {"tenfuse.emit.cpp", "tenfuse.emit.cpp.source"},
     "runtime/sequence.py": {"tenfuse.emit.cpp.sequence"},
@@ -64,8 +64,8 @@ BORDERS = {
 
 EDITS = {"erase_node", "replace_all_uses_with", "replace_input_with", "inserting_before", "inserting_after"}
 OWN_GRAPH = {
-    "step/normalize.py", "step/choice.py", "step/purify.py",
-    "capture/complete.py", "capture/functional.py", "capture/record.py",
+    "step/normalize.py", "step/choice.py", "step/purify.py", "step/triangle.py",
+    "capture/complete.py", "capture/functional.py", "capture/growing.py", "capture/record.py",
 }  # fmt: skip
 """Edit graphs they have made themselves a moment before: nobody else holds those."""
 

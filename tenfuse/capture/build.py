@@ -29,6 +29,10 @@ class FirstDiffers(Exception):
     """The first run enters with a state of another shape or type: peel it."""
 
 
+class LastDiffers(Exception):
+    """The last run reads at an index that wraps around: leave it outside."""
+
+
 class _NeedsHoisting(Exception):
     """A slice moves over a value that every step computes alike: compute it once, before."""
 
@@ -157,7 +161,10 @@ class _Build:
         return self._loop(uses, ys, writes)
 
     def _find_buffers(self) -> None:
-        """Chains of slice writes: each run hands the buffer on to the next."""
+        """Chains of slice writes: each run hands the buffer on to the next.
+
+        Where every run writes the same slices, the buffer is a state like any other.
+        """
         for j in range(self.period):
             if self.node(0, j).target is not written or self.slot(j, 0)[0] != "carry":
                 continue
@@ -165,6 +172,8 @@ class _Build:
             for k in range(j + 1, self.period):
                 if self.node(0, k).target is written and self.slot(k, 0) == ("same", chain[-1]):
                     chain.append(k)
+            if all(self._still(k) for k in chain):
+                continue
             position, inits = self.slot(j, 0)[1]
             if position != chain[-1] or len(inits) != 1:
                 raise self.refuse(reasons.BUFFER_READ, "two versions of a buffer are alive at once", j)
@@ -176,6 +185,10 @@ class _Build:
                 source = what if kind == "same" else what[0] if kind == "carry" else -1
                 if source in self.buffers and not (k == 0 and j in self.buffers):
                     raise self.refuse(reasons.BUFFER_READ, "", j)
+
+    def _still(self, j: int) -> bool:
+        places = [self.node(r, j).args[2] for r in range(self.runs)]
+        return all(p == places[0] for p in places)
 
     def _visit(self, j: int) -> None:
         node, shape = self.node(0, j), self.seq.shapes[self.start + j]
@@ -252,7 +265,13 @@ class _Build:
                 return False
         elif any(i[0] is not base for i in found):
             return False
-        moved = views.family([i[1] for i in found])
+        places = [i[1] for i in found]
+        moved = views.family(places)
+        if moved is None and self.runs > 3:  # -1 is an index of its own: x[:, t - 1] at t = 0
+            if any(views.family(places[k:]) is not None for k in (1, 2)):
+                raise FirstDiffers
+            if views.family(places[:-1]) is not None:
+                raise LastDiffers
         if moved is None:
             return False
         self.value[j] = self._stream(base, (*before, *moved.ops), moved.direction, value_of(self.node(0, j)))
@@ -632,4 +651,4 @@ def build(seq: Sequence, ops: Operands, record: Record, segment: Segment) -> Bui
             hoisted |= _closure(seq, segment, need.position)
 
 
-__all__ = ["Built", "FirstDiffers", "build"]
+__all__ = ["Built", "FirstDiffers", "LastDiffers", "build"]

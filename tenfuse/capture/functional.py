@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.fx as fx
 
+from tenfuse.capture import growing
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.record import KEY, Record, Views, put, written
 from tenfuse.capture.views import (
@@ -175,6 +176,7 @@ class _Copier:
         env: dict[fx.Node, fx.Node] = {}
         for node in gm.graph.nodes:
             env[node] = self.graph.node_copy(node, lambda n: env[n])
+        growing.flatten(self.graph)
         self.ssa = fx.Graph()
         self.record = Record(self.graph)
         self.nodes = list(self.graph.nodes)
@@ -404,6 +406,10 @@ class _Copier:
             self._setitem(node, target, state)
             return
         value = self._computed(node, target)
+        if not self.chain[target] and self.record.origin.get(value) is not node:
+            seen = value.meta["example_value"]  # a version of its own: the source stays what it is
+            value = self._emit(node, "call_method", "clone", (value,))
+            value.meta["example_value"] = seen
         if is_tensor(node):
             self.chain[node] = self.chain[target]
             self.box[node] = self.box[target]
@@ -450,7 +456,9 @@ class _Copier:
         _, index, source = node.args
         base = value_of(target)
         if self._advanced(index):
-            made = self._emit(node, "call_function", put, (self.value(target), *self.map((index, source))))
+            made = self._masked(node, target) or self._emit(
+                node, "call_function", put, (self.value(target), *self.map((index, source)))
+            )
             made.meta["example_value"] = base
             self.record.holder[made] = target
             self._store(node, state, target, self.chain[target], self.box[target], made)
@@ -487,6 +495,25 @@ class _Copier:
                 value = self._emit(node, "call_method", "expand", (value, *sizes))
             value.meta["example_value"] = want
         return value
+
+    def _masked(self, node: fx.Node, target: fx.Node) -> fx.Node | None:
+        """``h[mask] = number`` as a choice, entry by entry."""
+        _, mask, source = node.args
+        base, number = value_of(target), value_of(source) if isinstance(source, fx.Node) else source
+        if not (is_tensor(mask) and value_of(mask).dtype is torch.bool and value_of(mask).dim()):
+            return None
+        if isinstance(number, torch.Tensor):
+            if number.dim() or number.dtype != base.dtype or number.device != base.device:
+                return None
+        elif not isinstance(number, (int, float)) or not base.is_floating_point():
+            return None
+        chosen, missing = self.value(mask), base.dim() - value_of(mask).dim()  # type: ignore[arg-type]
+        if missing:
+            index = (Ellipsis, *[None] * missing)
+            seen = value_of(mask)[index]
+            chosen = self._emit(node, "call_function", operator.getitem, (chosen, index))
+            chosen.meta["example_value"] = seen
+        return self._emit(node, "call_function", torch.where, (chosen, self.map(source), self.value(target)))
 
     @staticmethod
     def _advanced(index: Any) -> bool:

@@ -22,7 +22,7 @@ import torch.fx as fx
 
 from tenfuse import reasons
 from tenfuse.capture.associative import tree_loop, trees
-from tenfuse.capture.build import Built, FirstDiffers, build
+from tenfuse.capture.build import Built, FirstDiffers, LastDiffers, build
 from tenfuse.capture.complete import complete
 from tenfuse.capture.loop import Loop, Span
 from tenfuse.capture.periods import Sequence, Stretch, stretches
@@ -37,6 +37,10 @@ from tenfuse.reasons import Refusal, Refused, where
 _TORCH = os.path.dirname(torch.__file__)
 LEAST = 3
 """Fewer equal steps than this are left unrolled."""
+LOOP, CALL = "loop", "call"
+"""Steps come round in a loop statement, or in a function that is handed on or calls itself."""
+_NESTED = 6
+"""Without a loop statement, fewer steps than this are calls in one another."""
 _LONG = 16
 """Trip counts above this do not compete: the smaller body wins."""
 
@@ -109,7 +113,7 @@ class _Finder:
     def _start_phase(self, stretch: Stretch) -> int | None:
         """Where steps begin, judged without their end: by the body's lines, else by the first step."""
         lo = stretch.start + (stretch.runs // 2) * stretch.period
-        if not self._recurs(stretch):
+        if self._recurs(stretch) != LOOP:
             return None
         for place in reversed(loops_around(self.seq.nodes[lo : lo + stretch.period])):
             falls = self._falls(place, lo, stretch.period)
@@ -122,7 +126,8 @@ class _Finder:
 
     def _try(self, stretch: Stretch) -> list[Built]:
         """Claim the loops of a stretch; returns those that should wait for better ones."""
-        if not self._recurs(stretch):
+        kind = self._recurs(stretch)
+        if not kind or (kind == CALL and (stretch.runs < _NESTED or not self._hands_on(stretch))):
             return []
         best: list[Built] = []
         for segments in self._cuts(stretch):
@@ -132,9 +137,12 @@ class _Finder:
                 best = found
             if found and len(found) == len(free):
                 break
+        whole = [b for b in best if b.clean and b.loop.carries and b.loop.streams]
+        if kind == CALL:
+            return whole
         later: list[Built] = []
         for built in best:
-            if built.clean and built.loop.carries and built.loop.streams:
+            if built in whole:
                 self._claim(built)
             elif built.loop.carries or (built.clean and self._over_time(built)):
                 later.append(built)
@@ -163,11 +171,11 @@ class _Finder:
             self.taken[lo:hi] = True
             self.loops.append(built.loop)
 
-    def _recurs(self, stretch: Stretch) -> bool:
-        """Whether the same source line comes back: a loop of the user's, not three alike calls."""
+    def _recurs(self, stretch: Stretch) -> str:
+        """How the same source line comes back; empty for alike calls on several lines."""
         nodes, period = self.seq.nodes, stretch.period
         if not nodes[stretch.start].meta.get("stack_trace"):
-            return True
+            return LOOP
         for at in (stretch.start + period, stretch.stop - period - 1):
             trace = nodes[at].meta.get("stack_trace")
             for gap in [period * m for m in (1, 2, 3, 4, 5, 6, 7, 8, 16)]:
@@ -176,8 +184,18 @@ class _Finder:
                         stretch.start <= other < stretch.stop
                         and nodes[other].meta.get("stack_trace") == trace
                     ):
-                        return bool(loops_around([nodes[at], nodes[other]])) or not _readable(nodes[at])
-        return False
+                        found = loops_around([nodes[at], nodes[other]]) or not _readable(nodes[at])
+                        return LOOP if found else CALL
+        middle = stretch.start + (stretch.runs // 2) * period
+        alike = all(_deeper(nodes[p - period], nodes[p]) for p in range(middle, middle + period))
+        return CALL if alike else ""
+
+    def _hands_on(self, stretch: Stretch) -> bool:
+        """Whether every run reads the run before: without a loop statement nothing else is a loop."""
+        start, period, runs = stretch.start, stretch.period, stretch.runs
+        table = self.ops.table(start, period, runs)
+        begins = start + period * np.arange(runs, dtype=np.int64)[:, None]
+        return bool(((table >= begins - period) & (table < begins))[1:].any(axis=1).all())
 
     def _cuts(self, stretch: Stretch) -> Iterator[list[Segment]]:
         """Ways to cut a stretch, the best first: smallest period, natural phase, longest segments."""
@@ -250,7 +268,7 @@ class _Finder:
 
     def _build(self, segment: Segment) -> Built | None:
         """A proved loop, or None with the refusal remembered."""
-        for _ in range(3):
+        for _ in range(4):
             key = (segment.start, segment.period, segment.runs)
             if segment.runs < LEAST or key in self.failed:
                 return None
@@ -266,6 +284,8 @@ class _Finder:
                 return dataclasses.replace(built, loop=loop)
             except FirstDiffers:
                 segment = Segment(segment.period, segment.start + segment.period, segment.runs - 1)
+            except LastDiffers:
+                segment = Segment(segment.period, segment.start, segment.runs - 1)
             except Refused as refused:
                 self.refusals.append((segment.start, segment.stop, refused.refusal))
                 return None
@@ -389,6 +409,12 @@ def _view(node: fx.Node) -> bool:
     store = storage_of(value_of(node))
     first = node.args[0] if node.args else None
     return store is not None and store == storage_of(value_of(first))
+
+
+def _deeper(caller: fx.Node, called: fx.Node) -> bool:
+    """Whether both stand on one line of a function that calls itself (torch abbreviates the calls)."""
+    outer, inner = (list(dict.fromkeys(frames_of(n))) for n in (caller, called))
+    return bool(outer) and outer == inner
 
 
 def _readable(node: fx.Node) -> bool:

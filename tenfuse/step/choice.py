@@ -37,7 +37,7 @@ def unfold(graph: fx.Graph, feeding: Collection[fx.Node]) -> None:
             if user.target is not operator.getitem:
                 continue
             made = _value if user.args[1] == 0 else _index
-            user.replace_all_uses_with(_inlined(user, source, made, dim, keepdim, largest))
+            user.replace_all_uses_with(inlined(user, source, made, dim, keepdim, largest))
             graph.erase_node(user)
         if not node.users:
             graph.erase_node(node)
@@ -60,7 +60,7 @@ def _index(a: torch.Tensor, dim: int, keepdim: bool, largest: bool) -> torch.Ten
     return torch.argmax(a, dim, keepdim) if largest else torch.argmin(a, dim, keepdim)
 
 
-def _inlined(at: fx.Node, source: fx.Node, run: Any, *options: Any) -> fx.Node:
+def inlined(at: fx.Node, source: fx.Node, run: Any, *options: Any) -> fx.Node:
     """The nodes of ``run(source, *options)``, in front of ``at``."""
     value = source.meta["val"]
     mode = value.fake_mode if isinstance(value, FakeTensor) else contextlib.nullcontext()
@@ -79,4 +79,4 @@ def _inlined(at: fx.Node, source: fx.Node, run: Any, *options: Any) -> fx.Node:
     raise ValueError("the traced graph has no output")
 
 
-__all__ = ["unfold"]
+__all__ = ["inlined", "unfold"]

@@ -195,7 +195,7 @@ def _absorb(
         if node.target in _BROADCASTS or not args:
             return below
         outer = _is_outer(node)
-        if node.target in _VIEWS and node not in static and _is_outer(args[0]) and args[0] not in below:
+        if node.target in _VIEWS and node not in static and args[0] not in below:
             return below
         if node in static or (node.target in _MATMULS and not outer) or node.target in _FULL_SHAPE:
             return mine

@@ -28,6 +28,7 @@ from tenfuse.capture.loop import Loop
 from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse, where
 from tenfuse.step.choice import unfold
 from tenfuse.step.purify import purify
+from tenfuse.step.triangle import masked
 
 aten = torch.ops.aten
 
@@ -136,6 +137,7 @@ def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
     carries, streams = len(loop.carries), len(loop.streams)
     output = next(n for n in graph.nodes if n.op == "output")
     unfold(graph, _feeding(output.args[0][:carries]))
+    masked(graph, [found[i] for i in range(carries) if i in found])
     results = output.args[0]
     for i, carry in enumerate(loop.carries):
         if carry.init is not None:

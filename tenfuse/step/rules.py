@@ -600,6 +600,12 @@ def _roll(space: Space, target: Any, a: Value, shifts: Sequence[int], dims: Sequ
     return a
 
 
+@rule(aten.linalg_cross.default)
+def _cross(space: Space, target: Any, a: Value, b: Value, dim: int = -1) -> Value:
+    one, two = ([_roll(space, None, v, [-shift], [dim]) for shift in (1, 2)] for v in (a, b))
+    return linear(space, "sub", product(space, one[0], two[1]), product(space, one[1], two[0]))
+
+
 # -- contractions -----------------------------------------------------------------------
 
 
@@ -736,6 +742,16 @@ def _dot(space: Space, target: Any, a: Value, b: Value) -> Value:
     if a.is_complex or b.is_complex:
         raise _real_only("dot")
     return space.reduce(product(space, a, b), [0], False)
+
+
+@rule(aten._trilinear.default)
+def _trilinear(space: Space, target: Any, *args: Any) -> Value:
+    """Three factors with new dimensions of one entry at given places, multiplied and summed."""
+    factors = list(args[:3])
+    for i, places in enumerate(args[3:6]):
+        for dim in sorted(places):
+            factors[i] = space.unsqueeze(factors[i], dim)
+    return space.reduce(functools.reduce(lambda a, b: product(space, a, b), factors), args[6], False)
 
 
 @rule(aten.addmm.default, aten.baddbmm.default)

@@ -33,7 +33,7 @@ class StepByStep(torch.nn.Module):
         rows: list[tuple[torch.Tensor, ...]] = []
         for r in range(loop.steps):
             t = loop.steps - 1 - r if loop.reverse else r
-            new, out = loop.body(*carries, *(s[t] for s in streams), *invariants)
+            new, out = fx.Interpreter(loop.body).run(*carries, *(s[t] for s in streams), *invariants)
             carries = list(new)
             rows.append(out)
         ys = [torch.stack(list(y)[:: -1 if loop.reverse else 1]) for y in zip(*rows, strict=True)]
