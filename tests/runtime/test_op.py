@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 import tenfuse
 from tenfuse.report.registry import recording
-from tenfuse.runtime import backward, bind, op
+from tenfuse.runtime import backward, bind, forward
 
 OPTIONS = {"strict": True, "inner": "eager"}
 
@@ -66,8 +69,8 @@ def calls(monkeypatch):
         seen.append((key, role))
         count(key, role)
 
-    monkeypatch.setattr(op, "_REPLAYS", {})
-    monkeypatch.setattr(op, "run", counted)
+    monkeypatch.setattr(forward, "_REPLAYS", {})
+    monkeypatch.setattr(forward, "run", counted)
     monkeypatch.setattr(backward, "count_launch", launched)
     return seen
 
@@ -83,7 +86,7 @@ def test_gradcheck(name):
 def test_opcheck(name, calls, monkeypatch):
     model, shapes, dtype = CASES[name]
     given, groups = [], bind.grouped
-    monkeypatch.setattr(op, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
+    monkeypatch.setattr(forward, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
     args = inputs(*shapes, dtype=dtype)
     compiled(model)(*args)
     leaves = [[t.detach().clone().requires_grad_() for t in group] for group in given[-1]]
@@ -93,13 +96,87 @@ def test_opcheck(name, calls, monkeypatch):
 
 def test_a_gradient_that_was_not_planned_is_no_silent_zero(calls, monkeypatch):
     given, groups = [], bind.grouped
-    monkeypatch.setattr(op, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
+    monkeypatch.setattr(forward, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
     x, a, h = inputs((2, 5, 3), (3,), (2, 3))
     compiled(ema)(x, a.detach(), h)
     leaves = [[t.detach().clone().requires_grad_() for t in group] for group in given[-1]]
     outputs = torch.ops.tenfuse.loop(*leaves, 5, calls[-1][0], True)
     with pytest.raises(RuntimeError, match="did not want when it was compiled"):
         outputs[0].sum().backward()
+
+
+def test_the_gradient_of_some_results_is_enough():
+    """Where nothing depends on a result, its gradient is zero."""
+    for chosen in (0, 1):
+        args = inputs((2, 5, 3), (3,), (2, 3))
+        want = torch.autograd.grad(ema(*args)[chosen].square().sum(), args)
+        got = torch.autograd.grad(compiled(ema)(*args)[chosen].square().sum(), args)
+        torch.testing.assert_close(got, want)
+
+
+def test_gradients_of_some_inputs():
+    x, a, h = inputs((2, 5, 3), (3,), (2, 3))
+    run = compiled(ema)
+    for chosen in ([x], [a], [h], [x, h], [x, a, h]):
+        want = torch.autograd.grad(ema(x, a, h)[0].square().sum(), chosen)
+        torch.testing.assert_close(torch.autograd.grad(run(x, a, h)[0].square().sum(), chosen), want)
+
+
+@pytest.fixture
+def operands(calls, monkeypatch):
+    """A loop's tensors, its steps and its plan, as the operator takes them."""
+    given, groups = [], bind.grouped
+    monkeypatch.setattr(forward, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
+    x, a, h = inputs((2, 5, 3), (3,), (2, 3))
+    compiled(ema)(x, a, h)
+    return [[t.detach() for t in group] for group in given[-1]], 5, calls[-1][0]
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "dual"])
+def test_transforms_that_would_lose_something_are_errors(transform, operands):
+    (carries, (stream,), invariants), steps, key = operands
+
+    def summed(x):
+        return sum(y.sum() for y in torch.ops.tenfuse.loop(carries, [x], invariants, steps, key, True))
+
+    def run():
+        if transform == "dual":
+            with forward_ad.dual_level():
+                return summed(forward_ad.make_dual(stream, torch.ones_like(stream)))
+        if transform == "jvp":
+            return torch.func.jvp(summed, (stream,), (stream,))
+        return getattr(torch.func, transform)(summed)(stream)
+
+    with pytest.raises(RuntimeError, match=r"autograd.Function|[Bb]atching rule"):
+        run()
+
+
+def test_tensors_in_other_modes_take_the_dispatcher(operands):
+    """A view that is a conjugate or a negation, and tensors without memory."""
+    (carries, (stream,), invariants), steps, key = operands
+    loop = torch.ops.tenfuse.loop.default
+    want = loop(carries, [-stream], invariants, steps, key, True)
+    negated = torch._neg_view(stream)
+    for requires in (False, True):
+        given = negated.detach().requires_grad_(requires)
+        assert given.is_neg()
+        torch.testing.assert_close(
+            [x.detach() for x in loop(carries, [given], invariants, steps, key, True)], want
+        )
+    with FakeTensorMode() as mode:
+        fake = [[mode.from_tensor(x) for x in group] for group in (carries, [stream], invariants)]
+        assert [x.shape for x in loop(*fake, steps, key, True)] == [x.shape for x in want]
+
+
+def test_inference_mode_and_checkpoints():
+    args = inputs((2, 5, 3), (3,), (2, 3))
+    run, want = compiled(ema), ema(*args)
+    with torch.inference_mode():
+        torch.testing.assert_close(run(*args), want)
+    got = torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=False)
+    torch.testing.assert_close(
+        torch.autograd.grad(got[0].square().sum(), args), torch.autograd.grad(want[0].square().sum(), args)
+    )
 
 
 def test_no_second_derivative():
