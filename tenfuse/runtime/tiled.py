@@ -22,7 +22,6 @@ from tenfuse.runtime.bind import (
     allocate,
     count_launch,
     enter,
-    grouped,
     sizes_of,
     viewed,
 )
@@ -165,15 +164,17 @@ class _Run:
         kernel, name = one.kernel, one.names[j]
         spec = kernel.program.outs[j]
         if name not in bound:
-            bound[name] = self.like.new_empty(
-                [self.count, *(self.sizes[a] for a in spec.axes)], dtype=DTYPES[self.plan.handed]
-            )
+            sizes = {**kernel.program.sizes, **self.sizes}
+            shape = [self.count, *(sizes[a] for a in spec.axes)]
+            bound[name] = self.like.new_empty(shape, dtype=DTYPES[self.plan.handed])
         whole, extent = bound[name], dict(kernel.tiling.blocks)
         axes = dict(kernel.shared).get(j, ())
         parts = [-(-self.sizes[a] // extent.get(a, 1)) for a in axes]
         over_time = spec.accumulate and kernel.parallel
         if not parts and not over_time:
             return whole, []
+        # What lies behind the end of time no instance writes.
+        whole = whole if spec.accumulate else whole[: self.steps]
         lead = [self.count] if over_time else [] if spec.accumulate else [whole.shape[0]]
         rest = whole.shape if spec.accumulate else whole.shape[1:]
         made = whole.new_empty([*lead, *parts, *rest])
@@ -181,15 +182,24 @@ class _Run:
         return made, [(made, list(range(first, made.dim() - len(rest))), whole)]
 
     def scratch(self, gradients: set[int]) -> Bound:
-        """What the adjoint writes beside the gradients of streams: sums, and factors per step."""
+        """What the adjoint writes beside the gradients of streams: sums, and factors per step.
+
+        Zero is a sum that no instance writes, as there is none where an axis is empty, and what
+        lies behind the end of time in a factor per step, which kernels leave as it is.
+        """
         assert self.plan.backward is not None
-        found = {}
+        found, empty = {}, 0 in self.sizes.values()
         for k, out in enumerate(self.plan.backward.adjoint.program.outs):
             if k in gradients:
                 continue
             shape = [self.sizes[a] for a in out.axes if out.accumulate or a not in self.rows]
             lead = [] if out.accumulate else [self._lead(out.axes)]
-            found["out", k] = self.like.new_zeros([*lead, *shape], dtype=self.dtype)
+            made = self.like.new_empty([*lead, *shape], dtype=self.dtype)
+            if out.accumulate or empty:
+                made.zero_()
+            elif lead[0] > self.steps:
+                made[self.steps :].zero_()
+            found["out", k] = made
         return found
 
     def _lead(self, axes: tuple[AxisName, ...]) -> int:
@@ -229,4 +239,4 @@ def _sizes(plan: TilePlan, groups: Groups) -> dict[AxisName, Any]:
     return sizes
 
 
-__all__ = ["grouped", "kernels", "prepare", "results", "run_backward", "run_forward"]
+__all__ = ["kernels", "prepare", "results", "run_backward", "run_forward"]
