@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -19,9 +18,8 @@ import torch
 from torch import Tensor
 
 import tenfuse.backend
-from tenfuse.emit.triton import timed
-from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tile import TileKernel
+from tenfuse.plan.traffic import moved
 from tenfuse.report.report import LoopReport
 from tenfuse.runtime import canary, tiled
 from tenfuse.runtime.tiles import TileLauncher
@@ -111,8 +109,8 @@ def _writing(passes: dict[str, Pass], longer: int) -> Iterator[None]:
         return found
 
     def launch(self: TileLauncher, tensors: Sequence[Tensor], instances: int, numbers: Sequence[int]) -> None:
-        moved = bytes_moved(self.kernel, tensors, longer, -(-longer // self.kernel.length))
-        made = Launch(self.kernel, self.function, self.source, (*tensors, *numbers), instances, moved)
+        given = (*tensors, *numbers)
+        made = Launch(self.kernel, self.function, self.source, given, instances, moved(self.kernel, longer))
         current[0].launches.append(made)
 
     with (
@@ -136,36 +134,4 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return found
 
 
-def bytes_moved(kernel: TileKernel, tensors: Sequence[Tensor], steps: int, count: int) -> int:
-    """What all instances load and store: an operand once per entry of axes it does not have.
-
-    Parts that instances leave of a sum are read once more, to be added up.
-    """
-    extent, sizes = dict(kernel.tiling.blocks), kernel.program.sizes
-    over = {a: sizes[a] for a in kernel.tiling.grid}
-    over |= {a: -(-sizes[a] // extent[a]) for a in kernel.tiling.split}
-    shared, found = dict(kernel.shared), 0
-    for operand, tensor in zip(kernel.operands, tensors, strict=True):
-        parts = shared.get(operand.index, ()) if operand.role == "out" else ()
-        own = len(parts) + len(operand.axes)
-        entries = math.prod(tensor.shape[len(tensor.shape) - own :])
-        entries *= math.prod(times for axis, times in over.items() if axis not in (*parts, *operand.axes))
-        if timed(kernel, operand):
-            entries *= steps if _by_position(kernel, operand) else count
-        elif kernel.parallel:
-            entries *= count
-        summed = operand.role == "out" and kernel.program.outs[operand.index].accumulate
-        entries *= 2 if parts or (summed and kernel.parallel) else 1
-        found += entries * tensor.element_size()
-    return found
-
-
-def _by_position(kernel: TileKernel, operand: Operand) -> bool:
-    """Whether an operand over time has an entry per position of a chunk, not per chunk."""
-    if operand.role == "out":
-        return bool(set(kernel.rows) & set(kernel.program.outs[operand.index].axes) - set(operand.axes))
-    axes = kernel.program.inputs(operand.role).get(operand.index, ())
-    return operand.role == "stream" and len(axes) > len(operand.axes)
-
-
-__all__ = ["PASSES", "Launch", "Pass", "bytes_moved", "launches"]
+__all__ = ["PASSES", "Launch", "Pass", "launches"]

@@ -27,6 +27,7 @@ BORDERS = {
     "plan/choose.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.parts"},
     "plan/chunked.py": {"tenfuse.algebra.chunk", "tenfuse.algebra.rebuild"},
     "plan/core.py": {"tenfuse.algebra.parts"},
+    "plan/inverse.py": {"tenfuse.algebra.parts"},
     "plan/keep.py": {"tenfuse.step.adjoint"},
     "plan/loop.py": {"tenfuse.step.adjoint", "tenfuse.step.axes", "tenfuse.step.reader"},
     "plan/passes.py": {"tenfuse.algebra.parts"},

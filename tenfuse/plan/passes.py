@@ -14,14 +14,17 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from tenfuse.algebra.parts import feeding, reached
+from tenfuse.plan.inverse import is_inverse
 from tenfuse.plan.keep import keeping
 from tenfuse.step.program import (
+    AxisName,
     Builder,
     CarrySpec,
     Contract,
     Input,
     OutSpec,
     Ref,
+    Rename,
     Scan,
     Solve,
     StepProgram,
@@ -35,6 +38,10 @@ from tenfuse.step.program import (
 
 COSTLY = 1 << 12
 """Entries of a product from which its sum is not computed twice."""
+
+
+Group = frozenset[AxisName]
+"""Outputs, by the axes of the state that they have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,36 +62,60 @@ def whole(program: StepProgram, held: str, kept: Collection[int]) -> tuple[Part,
 
 
 def passes(
-    program: StepProgram, held: str, kept: Collection[int], rows: Collection[str] = ()
+    program: StepProgram,
+    held: str,
+    kept: Collection[int],
+    rows: Collection[str] = (),
+    within: Collection[Group] = (),
 ) -> tuple[Part, ...]:
     """In front, the recurrence, behind; ``kept`` carries are written in any case.
 
     With ``rows``, the positions in a chunk, all that the recurrence reads of a chunk without
-    them counts as costly.
+    them counts as costly.  The recurrence itself computes the outputs of the groups ``within``.
     """
-    return _Splitter(program, held, kept, frozenset(rows)).run()
+    return _Splitter(program, held, kept, frozenset(rows)).run(within)
+
+
+def groups(program: StepProgram) -> tuple[Group, ...]:
+    """The groups of outputs of which each has a pass behind the recurrence, or is computed in it."""
+    splitter = _Splitter(program, "", (), frozenset())
+    return tuple(dict.fromkeys(splitter.group(o) for o in program.outs))
 
 
 class _Splitter:
     def __init__(self, program: StepProgram, held: str, kept: Collection[int], rows: frozenset[str]) -> None:
         self.rows = rows
-        self.program, self.held, self.kept = program, held, set(kept)
+        self.program, self.held, self.kept = program, held, tuple(kept)
         self.axes = program.axes_of()
         self.free = _batch(program)
         self.dependent = reached(program, ("carry",))
         self.core = feeding(program) & self.dependent
         self.inner = only_summed(program)
-        self.solved = self._above(lambda n: isinstance(n, Solve))
+        self.inverses = {i for i in range(len(program.nodes)) if is_inverse(program, i)} - self.dependent
+        self.solved = self.inverses or self._above(lambda n: isinstance(n, Solve))
         self.costly = self._costly()
 
-    def run(self) -> tuple[Part, ...]:
-        behind = (self._needed([o.ref for o in self.program.outs]) & self.dependent) - self.core
-        cross = sorted(
-            {r for i in self.core for r in self._frontier(i) if r in self.costly and self._worth(r)}
-            | {r for i in behind for r in self._frontier(i) if r in self.solved}
+    def run(self, within: Collection[Group]) -> tuple[Part, ...]:
+        inside = [j for j, o in enumerate(self.program.outs) if self.group(o) in within]
+        outside = [j for j in range(len(self.program.outs)) if j not in inside]
+        behind = self._reading(outside)
+        cross = set(self.inverses)
+        cross |= {r for i in behind | self._reading(inside) for r in self._frontier(i) if r in self.solved}
+        if outside or not inside:
+            cross |= {r for i in self.core for r in self._frontier(i) if r in self.costly and self._worth(r)}
+        else:
+            cross |= {r for i in self.core for r in self._frontier(i) if r in self.solved}
+        handed = sorted(cross)
+        passed = sorted(self._passed(behind, outside) - cross)
+        return (
+            *self._front(handed),
+            self._recurrence(handed, passed, inside, bool(outside)),
+            *self._behind(handed, passed, outside),
         )
-        passed = sorted(r for r in self._passed(behind) if r not in cross)
-        return (*self._front(cross), self._recurrence(cross, passed), *self._behind(cross, passed))
+
+    def _reading(self, outs: Collection[int]) -> set[Ref]:
+        """What outputs read of a state and no state reads."""
+        return (self._needed([self.program.outs[j].ref for j in outs]) & self.dependent) - self.core
 
     # -- what is costly -----------------------------------------------------------------
 
@@ -119,10 +150,10 @@ class _Splitter:
         }  # fmt: skip
         return 2 * self._entries(ref) <= sum(self._entries(r) for r in leaves)
 
-    def _passed(self, behind: set[Ref]) -> set[Ref]:
+    def _passed(self, behind: set[Ref], outside: Collection[int]) -> set[Ref]:
         """What the recurrence computes at a cost and passes on: values that what is behind reads."""
         read = {f for i in behind for a in arguments(self.program.nodes[i]) for f in self._factors(a)}
-        read |= {o.ref for o in self.program.outs}
+        read |= {self.program.outs[j].ref for j in outside}
         carried = {c.next for c in self.program.carries}
         limit = max((self._entries(r) for r in carried), default=0)
         return {r for r in read & self.core if self._entries(r) < limit and self._heavy_core(r)}
@@ -164,33 +195,35 @@ class _Splitter:
         names = tuple(("cross", m) for m in range(len(cross)))
         return (Part(self._program({}, outs, ()), names, True),)
 
-    def _recurrence(self, cross: list[Ref], passed: list[Ref]) -> Part:
-        read = self._read(cross)
+    def _recurrence(self, cross: list[Ref], passed: list[Ref], inside: list[int], all_kept: bool) -> Part:
+        """``all_kept`` says that what is behind may read any of the carries."""
         outs = [OutSpec(r, tuple(sorted(self.axes[r]))) for r in passed]
-        names = [("cross", len(cross) + m) for m in range(len(passed))]
-        states = [*range(len(self.program.carries))]
-        carried = [(Input("carry", i, self.program.carries[i].axes), i) for i in states]
-        made = self._program(read, outs, self.program.carries, [node for node, _ in carried])
+        outs += [self.program.outs[j] for j in inside]
+        names = [("cross", len(cross) + m) for m in range(len(passed))] + [("out", j) for j in inside]
+        carries = self.program.carries
+        states = [*range(len(carries))] if all_kept else [*self.kept]
+        carried = [(Input("carry", i, carries[i].axes), i) for i in states]
+        made = self._program(self._read(cross), outs, carries, [node for node, _ in carried])
         return Part(made, (*names, *((self.held, i) for _, i in carried)), False)
 
-    def _behind(self, cross: list[Ref], passed: list[Ref]) -> tuple[Part, ...]:
+    def _behind(self, cross: list[Ref], passed: list[Ref], outside: list[int]) -> tuple[Part, ...]:
         read: dict[Ref, Input] = self._read([*cross, *passed])
         for i, node in enumerate(self.program.nodes):
             if isinstance(node, Input) and node.kind == "carry":
                 read[i] = Input(self.held, node.index, node.axes)
-        groups: dict[frozenset[str], list[int]] = {}
-        for j, out in enumerate(self.program.outs):
-            groups.setdefault(self._group(out), []).append(j)
+        found: dict[Group, list[int]] = {}
+        for j in outside:
+            found.setdefault(self.group(self.program.outs[j]), []).append(j)
         return tuple(
             Part(
                 self._program(read, [self.program.outs[j] for j in chosen], ()),
                 tuple(("out", j) for j in chosen),
                 True,
             )
-            for chosen in groups.values()
+            for chosen in found.values()
         )
 
-    def _group(self, out: OutSpec) -> frozenset[str]:
+    def group(self, out: OutSpec) -> Group:
         """Outputs over the same axes of the state are computed together: apart from the others they
         need no tile over all axes, which would not fit in registers beside the others'."""
         state = {a for c in self.program.carries for a in c.axes} - self.free
@@ -216,7 +249,10 @@ class _Splitter:
                 needed |= set(arguments(self.program.nodes[i]))
         for i in sorted(needed):
             node = read.get(i, self.program.nodes[i])
-            place[i] = build.add(with_arguments(node, [place[a] for a in arguments(node)]))
+            if isinstance(node, Rename):
+                place[i] = build.rename(place[node.arg], dict(node.names))
+            else:
+                place[i] = build.add(with_arguments(node, [place[a] for a in arguments(node)]))
         specs = tuple(dataclasses.replace(o, ref=place[o.ref]) for o in outs)
         specs += tuple(OutSpec(build.add(node), node.axes) for node in states)
         made = StepProgram(
@@ -235,4 +271,4 @@ def _batch(program: StepProgram) -> frozenset[str]:
     return frozenset(a for a in program.parallel_axes() if all(a in own for own in over))
 
 
-__all__ = ["Part", "passes", "whole"]
+__all__ = ["Group", "Part", "groups", "passes", "whole"]

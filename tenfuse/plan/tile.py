@@ -68,9 +68,16 @@ class TileKernel:
         return tuple(sorted(self.program.dynamic))
 
 
+def timed(kernel: TileKernel, operand: Operand) -> bool:
+    """Whether the first dimension of an operand is time."""
+    if operand.role == "out":
+        return kernel.parallel or not kernel.program.outs[operand.index].accumulate
+    return operand.role in ("stream", "state", "costate", "cross")
+
+
 def padded(size: int) -> int:
     """The smallest power of two that is at least ``size``."""
     return 1 << max(size - 1, 0).bit_length()
 
 
-__all__ = ["TileKernel", "Tiling", "padded"]
+__all__ = ["TileKernel", "Tiling", "padded", "timed"]

@@ -19,6 +19,8 @@ from tenfuse.plan.partial import partial, shareable
 from tenfuse.plan.passes import Part, passes, whole
 from tenfuse.plan.tile import TileKernel
 from tenfuse.plan.tiling import tiling
+from tenfuse.plan.traffic import nanoseconds
+from tenfuse.plan.ways import Way, cheapest
 from tenfuse.step.adjoint import Adjoint, adjoint
 from tenfuse.step.program import AxisName, StepProgram
 
@@ -96,31 +98,46 @@ class _Planner:
         if self.base.backward is not None:
             back = adjoint(self.program, self._wanted("streams"), self._wanted("invariants"), self.given)
         kept = tuple(back.program.inputs("state")) if back is not None else ()
-        forward = self._passes(self.program, "state", (), None)
-        saving = self._passes(self.program, "state", kept, None) if kept else forward
+        # Forward passes are the same with and without gradients, but for the states that are written.
+        way, saving = self._best(self.program, "state", kept, None)
+        forward = self._passes(way, "state", (), None) if kept else saving
         length = forward[0].kernel.length
         found = TilePlan(self.base, self.program, length, forward, saving, kept, None, self.handed)
         if back is None:
             return found
-        backward = TileBackward(self._passes(back.program, "costate", (), back), back)
+        backward = TileBackward(self._best(back.program, "costate", (), back)[1], back)
         return dataclasses.replace(found, backward=backward)
 
     def _wanted(self, group: str) -> list[int]:
         marks = getattr(self.base.wanted, group)
         return [i for i, p in enumerate(getattr(self.base, group)) if marks[p.source]]
 
-    def _passes(
+    def _best(
         self, program: StepProgram, held: str, kept: tuple[int, ...], back: Adjoint | None
+    ) -> tuple[Way, tuple[Pass, ...]]:
+        """The passes that take the least time."""
+
+        def make(way: Way) -> tuple[Pass, ...]:
+            return self._passes(way, held, kept, back)
+
+        if not self.stepped.apart or self.stepped.sums:
+            return Way(program), make(Way(program))
+        return cheapest(program, make, lambda made: sum(nanoseconds(p.kernel) for p in made))
+
+    def _passes(
+        self, way: Way, held: str, kept: tuple[int, ...], back: Adjoint | None
     ) -> tuple[Pass, ...]:
         if not self.stepped.apart:
-            parts = whole(program, held, kept)
+            parts = whole(way.program, held, kept)
         else:
-            parts = passes(program, held, kept, self.rows if self.stepped.sums else ())
-        return tuple(self._pass(part, program, back) for part in parts)
+            parts = passes(way.program, held, kept, self.rows if self.stepped.sums else (), way.within)
+        return tuple(self._pass(part, back) for part in parts)
 
-    def _pass(self, part: Part, full: StepProgram, back: Adjoint | None) -> Pass:
-        operands = self._operands(part, full, back)
-        lies = tiling(part.program, operands, self.rows, shareable(part.program), not part.parallel)
+    def _pass(self, part: Part, back: Adjoint | None) -> Pass:
+        operands = self._operands(part, back)
+        lies = tiling(
+            part.program, operands, self.rows, shareable(part.program), not part.parallel, self.dots
+        )
         found = partial(part.program, set(lies.split) - part.program.parallel_axes())
         operands = tuple(
             dataclasses.replace(o, axes=(*found.outs[o.index], *o.axes)) if o.role == "out" else o
@@ -143,7 +160,7 @@ class _Planner:
 
     # -- operands -----------------------------------------------------------------------
 
-    def _operands(self, part: Part, full: StepProgram, back: Adjoint | None) -> tuple[Operand, ...]:
+    def _operands(self, part: Part, back: Adjoint | None) -> tuple[Operand, ...]:
         program = part.program
         init = "init" if back is None else "final"
         found = [self._like("init", i, (init, i), c.axes) for i, c in enumerate(program.carries)]

@@ -12,9 +12,21 @@ import math
 from collections.abc import Collection, Mapping
 
 from tenfuse.plan.kernel import Operand
+from tenfuse.plan.registers import peak
 from tenfuse.plan.tile import Tiling, padded
+from tenfuse.plan.traffic import CORES, HELD
 from tenfuse.reasons import NO_TILES, refuse
-from tenfuse.step.program import AxisName, Contract, Pointwise, Ref, Scan, Solve, StepProgram, only_summed
+from tenfuse.step.program import (
+    AxisName,
+    Contract,
+    Pointwise,
+    Ref,
+    Scan,
+    Solve,
+    StepProgram,
+    mixed,
+    only_summed,
+)
 
 BUDGET = 4096
 """Entries of the largest tile that a block is chosen for."""
@@ -23,7 +35,7 @@ LARGEST = 1 << 17
 _WIDEST = 128
 FILL = 256
 """Instances that keep a card busy; with fewer, blocks are smaller."""
-_EACH, _MATRIX, _GROUP, _MOST_WARPS = 16, 64, 4, 8
+_EACH, _MATRIX, _GROUP, _MOST_WARPS = 16, 32, 4, 8
 """Entries of a tile that a thread holds, beside several others or beside few; warps that
 multiply matrices together, and warps at most."""
 _SHORT = 64
@@ -37,6 +49,7 @@ def tiling(
     rows: tuple[AxisName, ...] = (),
     shared: frozenset[AxisName] = frozenset(),
     alone: bool = True,
+    dots: str = "ieee",
 ) -> Tiling:
     """``alone`` says that instances run over time: there are then no others for later times.
 
@@ -49,34 +62,52 @@ def tiling(
     cut += _beside(program, free, parallel, cut)
     few = {a for a in free if a in parallel and a not in cut and _read_again(program, operands, a)}
     few -= {a for a in few if _for_each(program, a)}
-    mixed = [
-        a for a in dict.fromkeys((*rows, *program.sizes))
+    held = [
+        a for a in dict.fromkeys((*rows, *_positions(program), *program.sizes))
         if a in rows or a in few or a not in (*parallel, *cut)
     ]  # fmt: skip
-    if set(mixed) & program.dynamic:
+    if set(held) & program.dynamic:
         raise refuse(NO_TILES, "an axis that the step sums over has a size that is only known at run time")
-    extent = {a: padded(program.sizes[a]) for a in mixed}
+    extent = {a: padded(program.sizes[a]) for a in held}
     inner = _largest(program, extent)
     if inner > LARGEST:
         raise refuse(NO_TILES, f"a value of the step has {inner} entries per tile, more than {LARGEST}")
     blocks = {a: min(padded(program.sizes[a]), _WIDEST) for a in cut}
+    matrices = _matrices(program)
     budget = BUDGET if len(cut) < 2 else 2 * BUDGET
-    while cut and _largest(program, {**extent, **blocks}, cut) > budget:
+    fill = CORES if matrices else FILL
+    narrow = dots in ("bf16", "f16")
+
+    def crowded() -> bool:
+        tiles = {**extent, **blocks}
+        if matrices and dots != "ieee":
+            return peak(program, tiles, narrow) > HELD * 32 * _MOST_WARPS
+        return _largest(program, tiles, cut) > budget
+
+    while cut and crowded():
         largest = max(cut, key=lambda a: (blocks[a], a != cut[0]))
-        if blocks[largest] <= (_LEAST if mixed else 1):
+        if blocks[largest] <= (_LEAST if held else 1):
             break
         blocks[largest] //= 2
     others = math.prod(program.sizes[a] for a in free if a not in cut and a in parallel)
-    while alone and cut and others * _parts(program, blocks) < FILL:
+    while alone and cut and others * _parts(program, blocks) < fill:
         largest = max(cut, key=lambda a: (blocks[a], a != cut[0]))
         if blocks[largest] <= _LEAST:
             break
         blocks[largest] //= 2
     extent |= blocks
-    grid = tuple(a for a in free if a not in cut and a in parallel)
-    matrices = _matrices(program) and not _scans(program, extent)
+    cut = tuple(a for a in cut if a in parallel or a in program.dynamic or blocks[a] < program.sizes[a])
+    grid = tuple(a for a in free if a not in extent and a in parallel)
+    matrices = matrices and not _scans(program, extent)
     warps = padded(_largest(program, extent) // (32 * (_MATRIX if matrices else _EACH)))
+    if matrices:
+        warps = max(warps, padded(-(-peak(program, extent, narrow) // (32 * HELD))))
     return Tiling(tuple(extent.items()), cut, grid, min(max(warps, _GROUP if matrices else 1), _MOST_WARPS))
+
+
+def _positions(program: StepProgram) -> list[AxisName]:
+    """Axes along which order matters: first in tiles, as time is in memory."""
+    return [a for n in program.nodes for a in sorted(mixed(n)) if a in program.sizes]
 
 
 def _beside(

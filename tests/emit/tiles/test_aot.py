@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 RUN = """
 import dataclasses, json, sys
-import torch
 from benchmarks import aot
 from benchmarks.aot_loops import LOOPS
 
@@ -98,9 +96,9 @@ def test_what_does_not_compile_is_a_row_that_says_so():
     assert binaries and all(b["failed"] for b in binaries)
 
 
-def counted(operands, tensors, **options):
-    from benchmarks.aot_launches import bytes_moved
+def counted(operands, **options):
     from tenfuse.plan.tile import TileKernel, Tiling
+    from tenfuse.plan.traffic import moved
     from tenfuse.step.program import CarrySpec, Input, OutSpec, Pointwise, StepProgram
 
     nodes = (
@@ -111,21 +109,19 @@ def counted(operands, tensors, **options):
         nodes, {"a": 8, "b": 6}, (CarrySpec(("a",), 3, ("a",)),), (OutSpec(3, ("a",)),), frozenset()
     )
     kernel = TileKernel(program, operands, Tiling((("a", 8), ("b", 2)), ("b",), ()), **options)
-    return bytes_moved(kernel, tensors, steps=10, count=10)
+    return moved(kernel, 10)
 
 
 def test_bytes_count_every_reload_and_every_step():
     from tenfuse.plan.kernel import Operand
 
-    init, stream, mix = torch.empty(8), torch.empty(10, 8, dtype=torch.bfloat16), torch.empty(8, 6)
-    out = torch.empty(10, 8)
     operands = (
         Operand("init", 0, "f32", ("a",), "a"), Operand("stream", 0, "bf16", ("a",), "a"),
         Operand("constant", 0, "f32", ("a", "b"), "b"), Operand("out", 0, "f32", ("a",), "a"),
     )  # fmt: skip
     blocks = 3
     expected = blocks * (8 * 4 + 10 * 8 * 2 + 10 * 8 * 4) + 8 * 6 * 4
-    assert counted(operands, (init, stream, mix, out)) == expected
+    assert counted(operands) == expected
     # Iterations side by side read what does not change once each.
     together = blocks * (10 * 8 * 4 + 10 * 8 * 2 + 10 * 8 * 4) + 10 * 8 * 6 * 4
-    assert counted(operands, (init, stream, mix, out), parallel=True) == together
+    assert counted(operands, parallel=True) == together
