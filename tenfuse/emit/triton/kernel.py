@@ -18,7 +18,7 @@ from tenfuse.emit.triton.tile import Space, Tile, permuted, seen
 from tenfuse.emit.triton.values import Values
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.tile import TileKernel
+from tenfuse.plan.tile import TileKernel, timed
 from tenfuse.step.program import AxisName, Input, arguments
 
 HEADER = "import triton\nimport triton.language as tl\n"
@@ -31,13 +31,6 @@ def emit(kernel: TileKernel, far: bool = False) -> str:
     matrices = "".join(combine(rows) for rows in range(2, LARGEST + 1))
     text = "\n".join(_Emitter(kernel, far).run())
     return f"{HEADER}\n{PREAMBLE}{matrices}{called(text)}\n\n{text}\n"
-
-
-def timed(kernel: TileKernel, operand: Operand) -> bool:
-    """Whether the first dimension of an operand is time."""
-    if operand.role == "out":
-        return kernel.parallel or not kernel.program.outs[operand.index].accumulate
-    return operand.role in ("stream", "state", "costate", "cross")
 
 
 class _Emitter:
@@ -103,7 +96,7 @@ class _Emitter:
             if entering or any(a in varying for a in arguments(node)):
                 varying.add(i)
         needed = set(program.roots()) | {a for i in varying for a in arguments(program.nodes[i])}
-        for i in sorted(needed - varying):
+        for i in sorted(needed - varying - self.values.places):
             if i not in self.values.inner and not self.values.axes[i] & self.values.small:
                 self.values.tile(i)
 
@@ -140,26 +133,32 @@ class _Emitter:
         """Which iteration this is."""
         kernel, writer = self.kernel, self.writer
         writer.line("n = count - 1 - c" if kernel.descending else "n = c")
+        self.values.moment = "" if kernel.parallel else "c"
 
-    def _position(self, axes: Sequence[AxisName], own: Sequence[AxisName], memory: bool, held: bool) -> str:
-        """The time at the positions ``axes``, over ``own``: in run order, or as it lies in memory.
-
-        ``held`` is never behind the end.
-        """
+    def _offset(self, axes: Sequence[AxisName], own: Sequence[AxisName], held: bool = False) -> str:
+        """Positions counted from the iteration's first, over ``own``; ``held`` is never behind the end."""
         order = self.space.ordered(axes)
         unit, text = 1, ""
         for axis in reversed(axes):
             text = f"{self.space.along(axis, order)} * {unit}" + (f" + {text}" if text else "")
             unit *= self.space.sizes[axis]
-        found = self.writer.let(f"n.to(tl.int64) * {unit} + {text}")
+        found = self.writer.let(text)
         if held and self.ragged:
-            found = self.writer.let(f"tl.minimum({found}, steps - 1)")
-        if memory and self.kernel.flipped:
-            found = self.writer.let(f"steps - 1 - {found}")
+            found = self.writer.let(f"tl.minimum({found}, steps - 1 - n * {self.kernel.length})")
         return seen(found, order, own)
 
     def _before_end(self, axes: Sequence[AxisName], own: Sequence[AxisName]) -> list[str]:
-        return [f"({self._position(axes, own, False, False)} < steps)"] if self.ragged else []
+        if not self.ragged:
+            return []
+        return [f"({self._offset(axes, own)} < steps - n * {self.kernel.length})"]
+
+    def _moment(self, place: int, at: Sequence[AxisName], own: Sequence[AxisName], held: bool) -> list[str]:
+        """What is added to an operand's pointer for time: a number, and a tile of what fits 32 bits."""
+        first = f"n.to(tl.int64) * {self.kernel.length}"
+        offset = f"{self._offset(at, own, held)}{self.far}"
+        if self.kernel.flipped:
+            return [f"(steps - 1 - {first}) * s{place}_t", f"-{offset} * s{place}_t"]
+        return [f"{first} * s{place}_t", f"{offset} * s{place}_t"]
 
     # -- memory -------------------------------------------------------------------------
 
@@ -220,7 +219,7 @@ class _Emitter:
         if timed(kernel, operand):
             if at:
                 held = not storing and operand.index not in kernel.zero
-                parts.append(f"{self._position(at, own, True, held)} * s{place}_t")
+                parts += self._moment(place, at, own, held)
             else:
                 parts.append(f"n.to(tl.int64) * s{place}_t")
         if operand.role == "out" and operand.index in self.parts_of:

@@ -65,14 +65,18 @@ class Products:
         return self.total(self.product(factors), over)
 
     def product(self, factors: Sequence[Tile]) -> Tile:
-        """Smallest tiles first."""
-        order = sorted(factors, key=lambda f: self.space.volume(f.axes))
+        """Smallest tiles first; masks last, which leave out what they are false for."""
+        order = sorted(factors, key=lambda f: (f.truth, self.space.volume(f.axes)))
         found = order[0]
+        if found.truth:
+            found = Tile(self.writer.let(f"{found.text}.to({DTYPES[self.compute]})"), found.axes)
         for f in order[1:]:
             axes = self.space.ordered({*found.axes, *f.axes})
             self.fits(axes)
-            text = f"{seen(found.text, found.axes, axes)} * {seen(f.text, f.axes, axes)}"
-            found = Tile(self.writer.let(text), axes)
+            one, other = seen(found.text, found.axes, axes), seen(f.text, f.axes, axes)
+            found = Tile(
+                self.writer.let(f"tl.where({other}, {one}, 0.0)" if f.truth else f"{one} * {other}"), axes
+            )
         return found
 
     def total(self, tile: Tile, over: frozenset[AxisName], op: str = "sum") -> Tile:

@@ -22,6 +22,7 @@ from tenfuse.step.program import (
     Const,
     Contract,
     Input,
+    Node,
     Pointwise,
     Position,
     Ref,
@@ -65,6 +66,10 @@ class Values:
         self.at: dict[AxisName, int] = {}
         """The entry along small axes whose tiles are being made."""
         self.entries: dict[tuple[Ref, Entry], Tile] = {}
+        self.places = _places_only(program)
+        """Nodes that tell of positions in a chunk, and of nothing else."""
+        self.moment = ""
+        """The loop's variable, within the loop."""
 
     def tile(self, ref: Ref) -> Tile:
         """The value of a node; made when it is first asked for."""
@@ -92,6 +97,11 @@ class Values:
     def number(self, ref: Ref) -> Tile:
         """The value with truth values as 0 and 1."""
         return self.as_number(self.tile(ref))
+
+    def factor(self, ref: Ref) -> Tile:
+        """The value as a factor; which positions a mask leaves out stays a truth."""
+        tile = self.tile(ref)
+        return tile if ref in self.places else self.as_number(tile)
 
     def as_number(self, tile: Tile) -> Tile:
         if not tile.truth:
@@ -229,11 +239,27 @@ class Values:
             axes, args = self._aligned(truths)
             text = f"~{args[0]}" if node.fn == "logical_not" else f" {LOGIC[node.fn]} ".join(args)
             return Tile(self.writer.let(text), axes, True)
+        if node.fn == "mul" and any(a in self.places for a in node.args):
+            return self.products.product([self.factor(a) for a in node.args])
+        if node.fn in COMPARE and self.moment and all(self._placed(a) for a in node.args):
+            return self._compared(node)
         axes, args = self._aligned([self.number(a) for a in node.args])
         if not axes and node.fn not in COMPARE and all(map(is_literal, args)):
             args = [self._tensor(a) for a in args]
         text = numeric(node.fn, args, self.compute)
         return Tile(self.writer.let(text), axes, node.fn in TRUTHS)
+
+    def _placed(self, ref: Ref) -> bool:
+        node = self.program.nodes[ref]
+        return isinstance(node, Position) and node.axis in self.space.order and node.axis not in self.at
+
+    def _compared(self, node: Pointwise) -> Tile:
+        """Positions compared anew in every iteration, at the moment, since a mask that is kept from the
+        first to the last takes as many registers as what it masks."""
+        names = [n.axis for n in (self.program.nodes[a] for a in node.args) if isinstance(n, Position)]
+        axes = self.space.ordered(names)
+        left, right = (f"({self.space.along(a, axes)} + {self.moment})" for a in names)
+        return Tile(self.writer.let(f"{left} {COMPARE[node.fn]} {right}"), axes, True)
 
     def _where(self, node: Pointwise) -> Tile:
         true = known(self.program, node.args[0], self.at)
@@ -268,7 +294,7 @@ class Values:
         axis = self._sliced(factors, node.axes)
         if axis:
             return self._in_slices(factors, node.axes, axis)
-        return self.products.summed([self.number(f) for f in factors], node.axes)
+        return self.products.summed([self.factor(f) for f in factors], node.axes)
 
     def _over_entries(self, node: Contract) -> Tile:
         """The sum, or the largest or smallest, of what the entries of small axes are."""
@@ -290,7 +316,7 @@ class Values:
     def _alone(self, node: Contract) -> Tile:
         if node.op != "sum":
             return self.number(node.arg)
-        return self.products.product([self.number(f) for f in self._factors(node.arg)])
+        return self.products.product([self.factor(f) for f in self._factors(node.arg)])
 
     def _sliced(self, factors: list[Ref], over: frozenset[AxisName]) -> AxisName:
         """The axis along which a sum is taken slice by slice: its product would be a tile too large
@@ -347,7 +373,7 @@ class Values:
         space.extent[axis] = SLICE
         space.index[axis] = writer.let(f"tl.arange(0, {SLICE}) + {count} * {SLICE}")
         self.found = {r: t for r, t in before.items() if r not in inside}
-        part = self.products.summed([self.number(f) for f in factors], over)
+        part = self.products.summed([self.factor(f) for f in factors], over)
         writer.line(f"{total} += {seen(part.text, part.axes, rest)}")
         writer.close()
         space.extent[axis], space.index[axis], self.found = extent, index, before
@@ -362,6 +388,24 @@ class Values:
         if ref in self.inner and isinstance(node, Pointwise):
             return [f for a in node.args for f in self._factors(a)]
         return [ref]
+
+
+def _places_only(program: StepProgram) -> set[Ref]:
+    """Comparisons of positions, and what is joined of these."""
+    found = set[Ref]()
+    for i, node in enumerate(program.nodes):
+        if not isinstance(node, Pointwise):
+            continue
+        joins = node.fn in LOGIC or node.fn == "logical_not"
+        if joins and all(a in found for a in node.args):
+            found.add(i)
+        if node.fn in COMPARE and all(_counts(program.nodes[a]) for a in node.args):
+            found.add(i)
+    return found
+
+
+def _counts(node: Node) -> bool:
+    return isinstance(node, (Position, Const))
 
 
 __all__ = ["Values"]
