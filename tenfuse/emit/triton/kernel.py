@@ -238,16 +238,27 @@ class _Emitter:
 
     # -- the step -----------------------------------------------------------------------
 
+    def _leave(self, j: int, sums: dict[int, str]) -> None:
+        """An output goes to memory, or to its sum."""
+        out = self.program.outs[j]
+        axes = self.space.ordered(out.axes)
+        if out.accumulate:
+            tile = self.values.number(out.ref)
+            self.writer.line(f"{sums[j]} += {seen(tile.text, tile.axes, axes)}")
+        elif ("out", j) in self.place:
+            self._store(self._operand("out", j), out.axes, self.values.full(out.ref, axes))
+
     def _step(self, sums: dict[int, str]) -> None:
         program, writer, space = self.program, self.writer, self.space
         self.values.inverses()
-        for j, out in enumerate(program.outs):
-            axes = space.ordered(out.axes)
-            if out.accumulate:
-                tile = self.values.number(out.ref)
-                writer.line(f"{sums[j]} += {seen(tile.text, tile.axes, axes)}")
-            elif ("out", j) in self.place:
-                self._store(self._operand("out", j), out.axes, self.values.full(out.ref, axes))
+        left = list(range(len(program.outs)))
+        for ref in self.values.order():
+            self.values.tile(ref)
+            for j in [j for j in left if program.outs[j].ref == ref]:
+                self._leave(j, sums)
+                left.remove(j)
+        for j in left:
+            self._leave(j, sums)
         nexts = []
         for carry in program.carries:
             axes = space.ordered(carry.next_axes)

@@ -14,6 +14,7 @@ from tenfuse.emit.triton.functions import COMPARE, DTYPES, LOGIC, TRUTHS, numeri
 from tenfuse.emit.triton.ordered import Ordered
 from tenfuse.emit.triton.products import Products
 from tenfuse.emit.triton.scans import is_product, together
+from tenfuse.emit.triton.schedule import schedule
 from tenfuse.emit.triton.small import known, places, powers, small
 from tenfuse.emit.triton.tile import Space, Tile, is_literal, literal, seen
 from tenfuse.emit.triton.writer import Writer
@@ -155,6 +156,27 @@ class Values:
         for ref, node in enumerate(self.program.nodes):
             if isinstance(node, Solve) and ref not in self.found and not self.axes[node.lower] & self.small:
                 self.ordered.inverse(node, self.number(node.lower))
+
+    def order(self) -> list[Ref]:
+        """Which values to make one after the other: those of entries along small axes make their own."""
+        if self.small:
+            return []
+        return schedule(self.program, self.space.extent, self._read, self.found)
+
+    def _read(self, ref: Ref) -> list[Ref]:
+        """The values that are made before a node is; none but these."""
+        node = self.program.nodes[ref]
+        if isinstance(node, Scan) and not node.rows:
+            group = self.together[ref]
+            return [a for i in group for a in self._scanned(self._scan_at(i))]
+        if not isinstance(node, Contract) or node.op != "sum":
+            return list(arguments(node))
+        factors = self._factors(node.arg)
+        axis = self._sliced(factors, node.axes)
+        return self._outside(factors, axis) if axis else factors
+
+    def _scanned(self, node: Scan) -> list[Ref]:
+        return [node.decay] if is_product(self.program, node) else [node.decay, node.arg]
 
     def _scan(self, ref: Ref, node: Scan) -> Tile:
         """With all that run together with it."""
@@ -355,15 +377,15 @@ class Values:
                 stack += arguments(self.program.nodes[ref])
         return sorted(found)
 
+    def _outside(self, factors: list[Ref], axis: AxisName) -> list[Ref]:
+        """What the factors of a sum in slices along ``axis`` are made of that is the same in every slice."""
+        read = [a for ref in self._along(factors, axis) for a in arguments(self.program.nodes[ref])]
+        return [a for a in (*read, *factors) if axis not in self.axes[a] and a not in self.inner]
+
     def _in_slices(self, factors: list[Ref], over: frozenset[AxisName], axis: AxisName) -> Tile:
         inside = self._along(factors, axis)
-        for ref in inside:
-            for a in arguments(self.program.nodes[ref]):
-                if axis not in self.axes[a] and a not in self.inner:
-                    self.tile(a)
-        for f in factors:
-            if axis not in self.axes[f]:
-                self.tile(f)
+        for ref in self._outside(factors, axis):
+            self.tile(ref)
         space, writer, before = self.space, self.writer, dict(self.found)
         rest = space.ordered({a for f in factors for a in self.axes[f]} - over)
         total = writer.variable(f"tl.zeros({space.shape(rest)}, {DTYPES[self.compute]})")
