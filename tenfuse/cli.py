@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import sys
 import traceback
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tenfuse.tools.doctor import Check
     from tenfuse.tools.target import Target
 
 _EPILOG = """\
@@ -42,10 +44,15 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except Exception as error:
-        from tenfuse.tools.target import described
+    except ModuleNotFoundError as error:
+        from tenfuse.tools.doctor import NEEDED
 
-        return _failed(f"{described(error)}{_at(error)} (--traceback shows more)", arguments)
+        package = (error.name or "").partition(".")[0]
+        if package not in NEEDED:
+            return _unexpected(error, arguments)
+        return _failed(f"{package} is not installed: pip install {package}", arguments)
+    except Exception as error:
+        return _unexpected(error, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,12 +157,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         _print_json([dataclasses.asdict(c) for c in checks])
     else:
-        from rich.text import Text
-
-        signs = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", "dim")}
         for c in checks:
-            _console().print(Text.assemble(signs[c.ok], f"  {c.name:10}", c.detail), soft_wrap=True)
+            _print_check(c)
     return 1 if any(c.ok is False for c in checks) else 0
+
+
+def _print_check(check: Check) -> None:
+    sign, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", "dim")}[check.ok]
+    text = f"  {check.name:10}{check.detail}"
+    if not _has_rich():  # which is one of the things that the doctor looks for
+        print(sign + text)
+        return
+    from rich.text import Text
+
+    _console().print(Text.assemble((sign, colour), text), soft_wrap=True)
 
 
 def _target(arguments: argparse.Namespace) -> tuple[Target, dict[str, Any]]:
@@ -165,6 +180,10 @@ def _target(arguments: argparse.Namespace) -> tuple[Target, dict[str, Any]]:
     options = dict(config.parse(text) for text in arguments.option)
     config.Options.of(options)
     return resolve(arguments.target, arguments.input), options
+
+
+def _has_rich() -> bool:
+    return importlib.util.find_spec("rich") is not None
 
 
 def _console(stderr: bool = False) -> Console:
@@ -177,8 +196,8 @@ def _console(stderr: bool = False) -> Console:
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Callable[[str], None]]:
     """A spinner on standard error while something runs; silent in a pipe."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
+    console = _console(stderr=True) if _has_rich() else None
+    if console is None or not console.is_terminal:
         yield lambda text: None
         return
     with console.status(what) as status:
@@ -194,6 +213,12 @@ def _at(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
     own = [f for f in frames if not f.filename.startswith((__file__.rpartition("/")[0], "<"))]
     return f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+
+
+def _unexpected(error: Exception, arguments: argparse.Namespace) -> int:
+    from tenfuse.tools.target import described
+
+    return _failed(f"{described(error)}{_at(error)} (--traceback shows more)", arguments)
 
 
 def _failed(message: str, arguments: argparse.Namespace) -> int:

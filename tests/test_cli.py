@@ -1,5 +1,6 @@
 """The command line, as far as it does not depend on what the compiler finds."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -119,6 +120,16 @@ def test_doctor_names_a_missing_compiler(monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert main(["doctor"]) == 1
     assert "install g++ or clang++" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named(monkeypatch, capsys, file):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rich" else found(name))
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["doctor"]) == 1
+    assert "NO  packages  not installed: pip install rich" in capsys.readouterr().out
+    assert main(["explain", f"{file}:Ema"]) == 2
+    assert "rich is not installed: pip install rich" in capsys.readouterr().err
 
 
 def test_help_and_version_do_not_import_torch():

@@ -27,8 +27,9 @@ def mend() -> None:
     if patch is None or scope is None:
         return
     patch(Bound, scope())
+    bound: Any = Bound()
     try:
-        operator.index(Bound())
+        operator.index(bound)
     except TypeError:
 
         def patched(tensor: Any, scope: Any) -> None:

@@ -28,6 +28,9 @@ extern "C" float tenfuse_doctor(int n) {
 }
 """
 
+NEEDED = ("numpy", "rich", "sympy")
+"""Packages besides torch that are imported on the way from a loop to its report."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -39,7 +42,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    looks = (_python, _torch, _backend, _compiler, _cache, _cores, _gpu, _triton)
+    looks = (_python, _torch, _packages, _backend, _compiler, _cache, _cores, _gpu, _triton)
     return [_safely(look) for look in looks]
 
 
@@ -61,6 +64,15 @@ def _torch() -> Check:
     from tenfuse import __version__
 
     return Check("torch", True, f"{torch.__version__}, tenfuse {__version__}")
+
+
+def _packages() -> Check:
+    from importlib.metadata import version
+
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return Check("packages", False, f"not installed: pip install {' '.join(missing)}")
+    return Check("packages", True, ", ".join(f"{name} {version(name)}" for name in NEEDED))
 
 
 def _backend() -> Check:
