@@ -28,21 +28,18 @@ from tenfuse.algebra.chunk_ring import ChunkedRing
 from tenfuse.algebra.chunk_scan import ChunkedScan
 from tenfuse.algebra.decay import Positions
 from tenfuse.algebra.lift import Lift, Read, Unchunkable
-from tenfuse.algebra.lowrank import lowrank, separated
-from tenfuse.algebra.recurrence import Recurrence, Stage
+from tenfuse.algebra.lowrank import lowrank
+from tenfuse.algebra.products import Group, Products
+from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.algebra.response import Linear
 from tenfuse.algebra.summed import Sums
 from tenfuse.step.program import (
     AxisName,
     Builder,
     CarrySpec,
-    Contract,
-    Input,
     OutSpec,
-    Pointwise,
     Ref,
     StepProgram,
-    arguments,
     node_axes,
     prune,
     trimmed,
@@ -85,7 +82,8 @@ def chunk(program: StepProgram, recurrence: Recurrence, length: int, block: int 
 class _Maker:
     def __init__(self, program: StepProgram, recurrence: Recurrence, length: int, block: int) -> None:
         self.program, self.recurrence = program, recurrence
-        self.build = Builder()
+        self.build, self.products = Builder(), Products(program, recurrence)
+        self.groups = self.products.groups()
         self.sizes = {**program.sizes, **recurrence.sizes}
         self.axes: list[frozenset[AxisName]] = []
         for node in recurrence.nodes:
@@ -100,9 +98,9 @@ class _Maker:
         self.states: dict[int, States] = {}
 
     def run(self) -> StepProgram:
-        for stage in self.recurrence.stages:
-            states = self._stage(stage)
-            self.states |= {j: states for j in stage.carries}
+        for group in self.groups:
+            states = self._group(group)
+            self.states |= {j: states for stage in group.stages for j in stage.carries}
         carries = tuple(
             CarrySpec(c.next_axes, self.states[i].final(i), c.next_axes)
             for i, c in enumerate(self.program.carries)
@@ -120,16 +118,17 @@ class _Maker:
     def _split(self, read: Read) -> Linear | None:
         return self.states[read.carry].split(read) if read.carry in self.states else None
 
-    def _stage(self, stage: Stage) -> States:
+    def _group(self, group: Group) -> States:
+        stage = group.stages[0]
         if stage.form not in ("low-rank", "elementwise", "block", "dense", "semiring"):
             raise Unchunkable(f"a {stage.form} stage has no chunk program")
         if mixing(self.recurrence):
             return ChunkedPaths(stage, self.program.carries, self.lift)
         if stage.semiring != "sum-product":
             return ChunkedRing(stage, self.program.carries, self.lift)
-        if not self._by_rank(stage):
+        if not group.products:
             return ChunkedScan(stage, self.program.carries, self.lift)
-        parts = lowrank(stage, self.program.carries, self.lift)
+        parts = lowrank(group.stages, self.program.carries, self.lift)
         return ChunkedLowRank(parts, self.sums, self.at, self.lift.fresh)
 
     def _out(self, index: int, spec: OutSpec) -> OutSpec:
@@ -140,61 +139,11 @@ class _Maker:
 
     # -- choices ----------------------------------------------------------------------
 
-    def _by_rank(self, stage: Stage) -> bool:
-        """Whether products of what is read and written cost less than the states themselves.
-
-        So it is where the update sums over the state.  Where it is elementwise, all that is
-        read of the state must be summed over some of its axes, all that is written be
-        products of factors with fewer axes, and the gate must not join axes summed over to
-        axes kept: then what is read times what is written is a matrix for each kept entry.
-        Beside another state that is read and written so, a state that keeps no axis (a
-        normaliser) goes with it, so that both have the same positions.
-        """
-        if stage.form != "elementwise" or len(stage.carries) > 1:
-            return stage.form == "low-rank"
-        (j,), (update,) = stage.carries, stage.updates
-        summed = self._summed(j)
-        if update.offset is None or not summed:
-            return False
-        gate = {a for term in update.terms for f in term.factors for a in self.axes[f]}
-        writes = separated(self.recurrence.nodes, self.axes, update.offset)
-        common = frozenset.intersection(*(self.axes[f] for w in writes for f in w.factors))
-        kept = set(self.program.carries[j].next_axes) - summed - common
-        apart = all(len(w.factors) > 1 for w in writes)
-        beside = not kept and any(s.form == "low-rank" for s in self.recurrence.stages)
-        return (apart or beside) and not (gate & summed and gate & kept)
-
-    def _summed(self, j: int) -> set[AxisName]:
-        """The axes of carry ``j`` that every read sums over; none where it is read otherwise."""
-        own = self.program.carries[j].next_axes
-        terms = [t for out in self.recurrence.outs for t in out.terms]
-        found: list[set[AxisName]] = []
-        for ref, node in enumerate(self.recurrence.nodes):
-            if isinstance(node, Input) and node.kind in ("carry", "next") and node.index == j:
-                sums = [t.contracted for t in terms if t.source == ref] + self._sums_over(ref)
-                pairs = tuple(zip(own, node.axes, strict=True))
-                found += [{mine for mine, name in pairs if name in axes} for axes in sums]
-        return set[AxisName].intersection(*found) if found else set()
-
-    def _sums_over(self, ref: Ref) -> list[frozenset[AxisName]]:
-        """The axes that each node above ``ref`` sums its products over."""
-        found: list[frozenset[AxisName]] = []
-        for i, node in enumerate(self.recurrence.nodes):
-            if ref not in arguments(node):
-                continue
-            if isinstance(node, Contract) and node.op == "sum":
-                found.append(node.axes)
-            elif isinstance(node, Pointwise) and node.fn == "mul":
-                found += self._sums_over(i) or [frozenset()]
-            else:
-                found.append(frozenset())
-        return found
-
     def _positions(self, length: int, block: int) -> Positions:
         """Two axes where a gate has an axis that is summed over, and the length allows it."""
         stages = self.recurrence.stages
-        wide = any(self._gated(s) for s in stages) and all(self._by_rank(s) for s in stages)
-        wide = wide and all(len(s.carries) == 1 for s in stages)
+        wide = any(self.products.gated(s) for s in stages) and all(len(s.carries) == 1 for s in stages)
+        wide = wide and all(g.products and len(g.stages) == 1 for g in self.groups)
         if wide and length > block and length % block == 0:
             many = length // block
             return Positions(
@@ -208,18 +157,6 @@ class _Maker:
             found, i = f"{name}{i}", i + 1
         self.sizes[found] = size
         return found
-
-    def _gated(self, stage: Stage) -> bool:
-        """Whether a gate of the stage differs along an axis that something sums over."""
-        mixing = set(self.sizes) - self.program.parallel_axes()
-        for j, update in zip(stage.carries, stage.updates, strict=True):
-            names = self.program.carries[j].next_axes
-            for term in update.terms:
-                source = self.recurrence.nodes[term.source]
-                in_place = isinstance(source, Input) and source.axes == names
-                if in_place and any(self.axes[f] & mixing & set(names) for f in term.factors):
-                    return True
-        return False
 
 
 __all__ = ["BLOCK", "Chunk", "States", "Unchunkable", "chunk"]

@@ -11,12 +11,12 @@ an axis of the carry read in another's place, and carries of different dimension
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tenfuse.algebra.lift import Lift, Read, Unchunkable, aligned_to
-from tenfuse.algebra.recurrence import Stage
+from tenfuse.algebra.recurrence import Affine, Stage
 from tenfuse.algebra.response import Linear, Response, apart
-from tenfuse.step.program import AxisName, CarrySpec, Contract, Node, Pointwise, Ref
+from tenfuse.step.program import AxisName, CarrySpec, Contract, Input, Node, Pointwise, Ref
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,56 +68,118 @@ class LowRank:
     inflows: tuple[tuple[Inflow, ...], ...]
 
 
-def lowrank(stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> LowRank:
-    """The parts of a stage's updates, as nodes of ``lift``'s builder."""
-    if stage.semiring != "sum-product":
+def lowrank(stages: Sequence[Stage], carries: Sequence[CarrySpec], lift: Lift) -> LowRank:
+    """The parts of the updates of ``stages``, as nodes of ``lift``'s builder.
+
+    A later stage takes states of an earlier one in place or not at all.
+    """
+    if any(s.semiring != "sum-product" for s in stages):
         raise Unchunkable("the update is in another semiring")
-    specs = [carries[j] for j in stage.carries]
+    specs = [carries[j] for s in stages for j in s.carries]
     axes = specs[0].next_axes
     if any([lift.sizes[a] for a in s.next_axes] != [lift.sizes[a] for a in axes] for s in specs):
         raise Unchunkable("coupled carries have different axes")
-    names = [dict(zip(s.next_axes, axes, strict=True)) for s in specs]
-    gates, erases = [], list[Erase]()
-    for i in range(len(specs)):
-        reads = _reads(stage, i, names[i], lift)
-        gates.append(tuple(_gate([r for r in reads if r.carry == j], axes, lift) for j in stage.carries))
-        erases += [_erase(r, stage, i, axes, lift) for r in reads if not _in_place(r, axes)]
-    together = tuple(_together(erases, lift))
-    mixed = together[0].contracted if together else frozenset[AxisName]()
-    adds = [_adds(stage.updates[i].offset, names[i], lift, mixed) for i in range(len(specs))]
-    writes, inflows = zip(*adds, strict=True)
-    own = tuple(s.next_axes for s in specs)
-    return LowRank(stage.carries, axes, own, tuple(gates), together, writes, inflows)
+    return _Parts(stages, specs, lift).run()
 
 
-def _reads(stage: Stage, i: int, names: Mapping[AxisName, AxisName], lift: Lift) -> list[Read]:
-    """What the update of the stage's carry ``i`` reads, over the common names."""
-    form = lift.affine(dataclasses.replace(stage.updates[i], offset=None))
-    if form.offset is not None:
-        raise Unchunkable("the update reads a nonlinear function of the state")
-    if any(r.carry not in stage.carries or r.after for r in form.reads):
-        raise Unchunkable("the update reads another carry")
-    return [
-        dataclasses.replace(
-            r,
-            names=tuple(a if a in r.bound else names.get(a, a) for a in r.names),
-            factors=tuple(lift.build.rename(f, names) for f in r.factors),
-        )
-        for r in form.reads
-    ]
+class _Parts:
+    """What has been found of the updates, in their order."""
 
+    def __init__(self, stages: Sequence[Stage], specs: Sequence[CarrySpec], lift: Lift) -> None:
+        self.stages, self.lift, self.build, self.sums = stages, lift, lift.build, lift.sums
+        self.carries = tuple(j for s in stages for j in s.carries)
+        self.axes, self.own = specs[0].next_axes, tuple(s.next_axes for s in specs)
+        members = range(len(specs))
+        self.gates: list[list[list[Ref]]] = [[[] for _ in members] for _ in members]
+        self.erases: list[Erase] = []
+        self.writes: list[list[Write]] = [[] for _ in members]
+        self.inflows: list[list[Inflow]] = [[] for _ in members]
 
-def _gate(reads: Sequence[Read], axes: tuple[AxisName, ...], lift: Lift) -> Ref | None:
-    """What an update takes of one carry in place."""
-    own = [lift.sums.product(r.factors, r.bound) for r in reads if _in_place(r, axes)]
-    return lift.sums.add(own) if own else None
+    def run(self) -> LowRank:
+        updates = [(s, u) for s in self.stages for u in s.updates]
+        for i, (stage, update) in enumerate(updates):
+            self._reads(i, stage, update)
+        mixed = self.erases[0].contracted if self.erases else frozenset[AxisName]()
+        for i, (_, update) in enumerate(updates):
+            self._adds(i, update.offset, mixed)
+        return LowRank(
+            self.carries, self.axes, self.own,
+            tuple(tuple(self.sums.add(g) if g else None for g in line) for line in self.gates),
+            tuple(_together(self.erases, self.lift)),
+            tuple(map(tuple, self.writes)), tuple(map(tuple, self.inflows)),
+        )  # fmt: skip
+
+    def _names(self, i: int) -> dict[AxisName, AxisName]:
+        """From the names of carry ``i``'s own update to the common ones."""
+        return dict(zip(self.own[i], self.axes, strict=True))
+
+    def _reads(self, i: int, stage: Stage, update: Affine) -> None:
+        """What the update of carry ``i`` reads of its own stage."""
+        form = self.lift.affine(dataclasses.replace(update, offset=None))
+        if form.offset is not None:
+            raise Unchunkable("the update reads a nonlinear function of the state")
+        if any(r.carry not in stage.carries or r.after for r in form.reads):
+            raise Unchunkable("the update reads another carry")
+        names = self._names(i)
+        for r in form.reads:
+            read = dataclasses.replace(
+                r,
+                names=tuple(a if a in r.bound else names.get(a, a) for a in r.names),
+                factors=tuple(self.build.rename(f, names) for f in r.factors),
+            )
+            if _in_place(read, self.axes):
+                gate = self.sums.product(read.factors, read.bound)
+                self.gates[i][self.carries.index(read.carry)].append(gate)
+            else:
+                self.erases.append(_erase(read, self.carries, i, self.axes, self.lift))
+
+    def _adds(self, i: int, offset: Ref | None, mixed: frozenset[AxisName]) -> None:
+        """What the update of carry ``i`` adds; ``mixed`` are the axes that updates sum the states over."""
+        lift, names = self.lift, self._names(i)
+        for summand in [] if offset is None else separated(lift.nodes, lift.axes, offset, self.carries):
+            if (state := taken(lift.nodes, summand, self.carries)) is not None:
+                self._takes(i, summand, state)
+                continue
+            sums = {a: lift.fresh(a) for a in sorted(summand.bound)}
+            every, bound = {**names, **sums}, frozenset(sums.values())
+            factors, linear = _linear(summand, lift)
+            whole = [self.build.const(summand.sign), *(self.build.rename(f, every) for f in factors)]
+            if linear.local is not None:
+                self.writes[i].append(Write((*whole, self.build.rename(linear.local, every)), bound))
+            for one in linear.responses:
+                r = apart(lift.sums, lift.fresh, _renamed(one, names, lift), {*mixed, *summand.bound})
+                coefficient = self.build.rename(r.coefficient, sums)
+                self.inflows[i].append(Inflow((*whole, coefficient), bound, r.start, r.bound))
+
+    def _takes(self, i: int, summand: Summand, state: Ref) -> None:
+        """Carry ``i`` takes of another in place: of its state before the step, or of all that made the
+        one after it."""
+        source = self.lift.nodes[state]
+        assert isinstance(source, Input)
+        rest = [f for f in summand.factors if f != state]
+        if source.axes != self.own[i] or summand.bound or len(rest) + 1 < len(summand.factors):
+            raise Unchunkable("the update permutes dimensions of another carry, or multiplies it by itself")
+        j, names = self.carries.index(source.index), self._names(i)
+        factors = [self.build.rename(self.lift.value(f), names) for f in rest]
+        scale = self.sums.product([self.build.const(summand.sign), *factors])
+        if source.kind == "carry":
+            self.gates[i][j].append(scale)
+            return
+        for own, gates in zip(self.gates[i], self.gates[j], strict=True):
+            own += [self.sums.product([scale, g]) for g in gates]
+        self.writes[i] += [dataclasses.replace(w, factors=(scale, *w.factors)) for w in self.writes[j]]
+        self.inflows[i] += [dataclasses.replace(f, factors=(scale, *f.factors)) for f in self.inflows[j]]
+        for e in list(self.erases):
+            if (u := e.u[j]) is not None:
+                only = tuple((scale, *u) if k == i else None for k in range(len(self.carries)))
+                self.erases.append(dataclasses.replace(e, u=only))
 
 
 def _in_place(read: Read, axes: tuple[AxisName, ...]) -> bool:
     return read.names == axes and not read.bound & set(axes)
 
 
-def _erase(read: Read, stage: Stage, i: int, axes: tuple[AxisName, ...], lift: Lift) -> Erase:
+def _erase(read: Read, carries: tuple[int, ...], i: int, axes: tuple[AxisName, ...], lift: Lift) -> Erase:
     places = list(zip(axes, read.names, strict=True))
     summed = {name for name in read.names if name in read.bound}
     if any(own != name for own, name in places if name not in summed) or len(set(read.names)) < len(axes):
@@ -132,8 +194,8 @@ def _erase(read: Read, stage: Stage, i: int, axes: tuple[AxisName, ...], lift: L
         (inner if own & summed else outer).append(factor)
     w, _ = aligned_to(lift.build, dataclasses.replace(read, factors=tuple(inner)), axes, lift.fresh)
     rank = read.bound - summed
-    u = tuple(tuple(outer) if k == i else None for k in range(len(stage.carries)))
-    mine = tuple(tuple(sorted(w.factors)) if j == read.carry else None for j in stage.carries)
+    u = tuple(tuple(outer) if k == i else None for k in range(len(carries)))
+    mine = tuple(tuple(sorted(w.factors)) if j == read.carry else None for j in carries)
     return Erase(u, mine, frozenset(produced), rank)
 
 
@@ -178,10 +240,25 @@ class Summand:
     bound: frozenset[AxisName] = frozenset()
 
 
-def separated(nodes: Sequence[Node], axes: Sequence[frozenset[AxisName]], offset: Ref) -> list[Summand]:
-    """The offset's summands, each a product of factors with fewer axes; one where none is."""
-    found = [_factored(nodes, axes, ref, sign) for ref, sign in _summands(nodes, offset, 1.0)]
-    return found if any(len(s.factors) > 1 for s in found) else [Summand(1.0, (offset,))]
+def separated(
+    nodes: Sequence[Node], axes: Sequence[frozenset[AxisName]], offset: Ref, carries: Collection[int] = ()
+) -> list[Summand]:
+    """The offset's summands, each a product of factors with fewer axes; one where none is.
+
+    A product with a factor that is the state of one of ``carries`` is taken apart in any case.
+    """
+    found = [_factored(nodes, axes, ref, sign, carries) for ref, sign in _summands(nodes, offset, 1.0)]
+    apart = any(len(s.factors) > 1 or taken(nodes, s, carries) is not None for s in found)
+    return found if apart else [Summand(1.0, (offset,))]
+
+
+def taken(nodes: Sequence[Node], summand: Summand, carries: Collection[int]) -> Ref | None:
+    """The factor that is the state of one of ``carries`` itself."""
+    for f in summand.factors:
+        node = nodes[f]
+        if isinstance(node, Input) and node.kind in ("carry", "next") and node.index in carries:
+            return f
+    return None
 
 
 def _summands(nodes: Sequence[Node], ref: Ref, sign: float) -> list[tuple[Ref, float]]:
@@ -195,14 +272,22 @@ def _summands(nodes: Sequence[Node], ref: Ref, sign: float) -> list[tuple[Ref, f
     return [(ref, sign)]
 
 
-def _factored(nodes: Sequence[Node], axes: Sequence[frozenset[AxisName]], ref: Ref, sign: float) -> Summand:
+def _factored(
+    nodes: Sequence[Node],
+    axes: Sequence[frozenset[AxisName]],
+    ref: Ref,
+    sign: float,
+    carries: Collection[int],
+) -> Summand:
     node, inner, bound = nodes[ref], ref, frozenset[AxisName]()
     if isinstance(node, Contract) and node.op == "sum":
         inner, bound = node.arg, node.axes
     factors = _multiplied(nodes, inner)
+    if taken(nodes, whole := Summand(sign, tuple(factors), bound), carries) is not None:
+        return whole
     if any(axes[f] - bound >= axes[ref] for f in factors):
         return Summand(sign, (ref,))
-    return Summand(sign, tuple(factors), bound)
+    return whole
 
 
 def _multiplied(nodes: Sequence[Node], ref: Ref) -> list[Ref]:
@@ -210,26 +295,6 @@ def _multiplied(nodes: Sequence[Node], ref: Ref) -> list[Ref]:
     if isinstance(node, Pointwise) and node.fn == "mul":
         return [f for a in node.args for f in _multiplied(nodes, a)]
     return [ref]
-
-
-def _adds(
-    offset: Ref | None, names: Mapping[AxisName, AxisName], lift: Lift, mixed: frozenset[AxisName]
-) -> tuple[tuple[Write, ...], tuple[Inflow, ...]]:
-    """What an offset writes, over the common names; ``mixed`` are the axes that the updates sum the
-    states over."""
-    writes: list[Write] = []
-    inflows: list[Inflow] = []
-    for summand in [] if offset is None else separated(lift.nodes, lift.axes, offset):
-        sums = {a: lift.fresh(a) for a in sorted(summand.bound)}
-        bound = frozenset(sums.values())
-        factors, linear = _linear(summand, lift)
-        whole = [lift.build.const(summand.sign), *(lift.build.rename(f, {**names, **sums}) for f in factors)]
-        if linear.local is not None:
-            writes.append(Write((*whole, lift.build.rename(linear.local, {**names, **sums})), bound))
-        for one in linear.responses:
-            r = apart(lift.sums, lift.fresh, _renamed(one, names, lift), {*mixed, *summand.bound})
-            inflows.append(Inflow((*whole, lift.build.rename(r.coefficient, sums)), bound, r.start, r.bound))
-    return tuple(writes), tuple(inflows)
 
 
 def _renamed(response: Response, names: Mapping[AxisName, AxisName], lift: Lift) -> Response:
@@ -249,4 +314,4 @@ def _linear(summand: Summand, lift: Lift) -> tuple[list[Ref], Linear]:
     return rest, dict(parts)[chosen]
 
 
-__all__ = ["Erase", "Inflow", "LowRank", "Product", "Write", "lowrank", "separated"]
+__all__ = ["Erase", "Inflow", "LowRank", "Product", "Write", "lowrank", "separated", "taken"]

@@ -110,6 +110,30 @@ def poured(s, m, q, k, v, gb, g, gm):
     return (s, m), (_read(q, m),)
 
 
+def pooled(s, m, q, k, v, gb, g, gm):
+    """The same where every decay is one number."""
+    s = g[..., None, None] * s + _written(k, v)
+    m = gm[..., None, None] * m - _written(gb[..., None] * k, _read(k, m)) + s
+    return (s, m), (_read(q, m),)
+
+
+def weights(s, m, q, k, v, gb, g, gm):
+    """An average of the delta rule's states; both are read."""
+    s = g[..., None, None] * s
+    s = s + _written(gb[..., None] * k, v - _read(k, s))
+    m = gm[..., None, None] * m + (1 - gm)[..., None, None] * s
+    return (s, m), (_read(q, m), _read(k, s))
+
+
+def layered(s, m, n, q, k, v, g, gm):
+    """Three matrices; the last takes one after its update and one before."""
+    old = s
+    s = g[..., None, None] * s + _written(k, v)
+    m = gm[..., None, None] * m + s - 0.5 * _written(q, v)
+    n = 0.9 * n + 0.5 * m - 0.2 * old
+    return (s, m, n), (_read(q, n),)
+
+
 def turned(s, m, q, k, v, g):
     """A square matrix, poured the other way round."""
     s = g[..., None, None] * s + _written(k, v)
@@ -162,6 +186,9 @@ CASCADES = {
     "averaged": (averaged, sizes(_S, _V), sizes(_K, _K, _V, _H, _V), []),
     "stacked": (stacked, sizes(_S, _S), sizes(_K, _K, _K, _V, _H, _K), []),
     "poured": (poured, sizes(_S, _S), sizes(_K, _K, _V, _H, _H, _K), []),
+    "pooled": (pooled, sizes(_S, _S), sizes(_K, _K, _V, _H, _H, _H), []),
+    "weights": (weights, sizes(_S, _S), sizes(_K, _K, _V, _H, _H, _H), []),
+    "layered": (layered, sizes(_S, _S, _S), sizes(_K, _K, _V, _H, _H), []),
     "turned": (turned, sizes(_Q, _Q), sizes(_K, _K, _K, _H), []),
     "total": (total, sizes(_S, _H), sizes(_K, _K, _V, _V, _H), []),
 }  # fmt: skip

@@ -212,10 +212,10 @@ def test_what_distribution_would_blow_up_becomes_an_atom():
 def test_analysing_is_fast():
     program = core("lam/lam")
     analyse(program)
-    start = time.perf_counter()
+    start = time.thread_time()
     analyse(program)
     analyse(backward(program))
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_outputs_say_when_they_read():
