@@ -10,6 +10,7 @@ what is worked out once for tensors of one layout, and then repeated.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,8 +43,8 @@ from tenfuse.step.program import AxisName
 PIECE = 2 << 20
 """Bytes of factors that stay in a processor's cache until they are summed up."""
 
-_REPLAYS: dict[Signature, tuple[Replay, tuple[str, ...]]] = {}
-"""With the roles of the kernels that run."""
+_REPLAYS: dict[Signature, tuple[Replay, tuple[tuple[str, int], ...]]] = {}
+"""With the roles of the kernels that run, and how often each does."""
 _MOST = 256
 """Layouts remembered; all are forgotten when there are more."""
 
@@ -67,7 +68,7 @@ def run_backward(
     grads: Any, carries: Any, streams: Any, invariants: Any, saves: Any, steps: int, key: str
 ) -> list[torch.Tensor]:
     """The implementation of ``tenfuse::loop_backward`` on the CPU."""
-    given = [x.resolve_conj() for x in (*grads, *carries, *streams, *invariants, *saves)]
+    given = [x.resolve_conj() if x.is_conj() else x for x in (*grads, *carries, *streams, *invariants, *saves)]
     which = signature(key, PIECE, steps, given)
     known = _REPLAYS.get(which)
     if known is None:
@@ -77,9 +78,9 @@ def run_backward(
         _Backward(plan_of(key), key, steps, grouped(*parts[1:4]), frame).run(parts[0], parts[4])
         if len(_REPLAYS) > _MOST:
             _REPLAYS.clear()
-        known = _REPLAYS[which] = frame.replay(), tuple(frame.roles)
-    for role in known[1]:
-        count_launch(key, role)
+        known = _REPLAYS[which] = frame.replay(), tuple(Counter(frame.roles).items())
+    for role, times in known[1]:
+        count_launch(key, role, times)
     return known[0](given)
 
 

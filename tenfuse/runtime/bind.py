@@ -164,9 +164,9 @@ def run(
     count_launch(key, role)
 
 
-def count_launch(key: str, role: str) -> None:
-    launches[kernel_name(key, role)] += 1
-    counters["tenfuse"]["launches"] += 1
+def count_launch(key: str, role: str, times: int = 1) -> None:
+    launches[kernel_name(key, role)] += times
+    counters["tenfuse"]["launches"] += times
 
 
 def dynamic_names(kernel: Kernel, dynamic: dict[AxisName, Any]) -> dict[AxisName, Any]:

@@ -72,7 +72,8 @@ class _Kept:
 
     def untouched(self) -> bool:
         """Whether it is still plain memory of this process, as it was when it was allocated."""
-        return self.tensor.untyped_storage().nbytes() == self.size and not self.tensor.is_shared()
+        storage = self.tensor.untyped_storage()
+        return storage.nbytes() == self.size and not storage.is_shared()
 
     def free(self) -> bool:
         return _holders(self.tensor) == _alone()

@@ -65,9 +65,9 @@ def calls(monkeypatch):
         seen.append((key, role))
         return run(kernel, key, role, *rest)
 
-    def launched(key, role):
-        seen.append((key, role))
-        count(key, role)
+    def launched(key, role, times):
+        seen.extend([(key, role)] * times)
+        count(key, role, times)
 
     monkeypatch.setattr(forward, "_REPLAYS", {})
     monkeypatch.setattr(forward, "run", counted)
