@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from tenfuse.emit.triton import emit, timed
+from tenfuse.emit.triton import emit
 from tenfuse.plan.settings import Setting, bucket
 from tenfuse.plan.tile import TileKernel
 from tenfuse.reasons import DEVICE, refuse
@@ -56,7 +56,6 @@ class TileLauncher:
         self._over = [(a, 1) for a in tiling.grid] + [(a, extent[a]) for a in tiling.split]
         self._sizes = dict(program.sizes)
         self._dynamic = kernel.axes()
-        self._timed = [timed(kernel, o) for o in kernel.operands]
         self._settings: dict[tuple[torch.device, tuple[int, int]], Setting] = {}
 
     def __call__(
@@ -81,7 +80,7 @@ class TileLauncher:
 
     def _launch(self, tensors: Sequence[torch.Tensor], instances: int, numbers: Sequence[int]) -> None:
         far = any(x.untyped_storage().nbytes() >= FAR for x in tensors)
-        function = load(emit(self.kernel, far)) if far else self.function
+        function = self.far if far else self.function
 
         def launch(setting: Setting) -> None:
             warps, stages = setting
@@ -90,6 +89,11 @@ class TileLauncher:
         # The dispatcher sets no device, and Triton starts kernels on the current one.
         with torch.cuda.device_of(tensors[0]):
             launch(self._setting(tensors, bucket(instances, numbers[-1]), launch))
+
+    @functools.cached_property
+    def far(self) -> Any:
+        """The kernel for tensors of ``FAR`` bytes or more, made when the first of them comes."""
+        return load(emit(self.kernel, True))
 
     def _setting(
         self, tensors: Sequence[torch.Tensor], size: tuple[int, int], launch: Callable[[Setting], None]

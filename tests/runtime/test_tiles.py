@@ -38,6 +38,18 @@ def test_more_instances_than_a_card_can_start_are_named(monkeypatch):
         run(x, a)
 
 
+def test_text_for_far_tensors_is_made_once(monkeypatch):
+    """Tensors of 2 GB and more have offsets of 64 bits; what they are launched with is kept."""
+    x, a = torch.randn(3, 5, 7), torch.rand(7)
+    run, made, emit = compiled(), [], tiles.emit
+    torch.testing.assert_close(run(x, a), ema(x, a))
+    monkeypatch.setattr(tiles, "FAR", 1)
+    monkeypatch.setattr(tiles, "emit", lambda kernel, far: made.append(far) or emit(kernel, far))
+    for _ in range(3):
+        torch.testing.assert_close(run(x, a), ema(x, a))
+    assert made == [True]
+
+
 def test_lengths_are_no_part_of_what_is_compiled():
     with recording() as reports:
         compiled()(torch.randn(2, 5, 3), torch.rand(3))
