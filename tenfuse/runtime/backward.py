@@ -68,7 +68,8 @@ def run_backward(
     grads: Any, carries: Any, streams: Any, invariants: Any, saves: Any, steps: int, key: str
 ) -> list[torch.Tensor]:
     """The implementation of ``tenfuse::loop_backward`` on the CPU."""
-    given = [x.resolve_conj() if x.is_conj() else x for x in (*grads, *carries, *streams, *invariants, *saves)]
+    tensors = (*grads, *carries, *streams, *invariants, *saves)
+    given = [x.resolve_conj() if x.is_conj() else x for x in tensors]
     which = signature(key, PIECE, steps, given)
     known = _REPLAYS.get(which)
     if known is None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch._dynamo.utils import counters
@@ -31,6 +31,7 @@ _tiled: dict[str, TilePlan] = {}
 _launchers: dict[tuple[str, str, int], Launcher] = {}
 """By plan, role and number of operands: a kernel that also saves states has more of them."""
 _lock = threading.Lock()
+L = TypeVar("L")
 launches: Counter[str] = Counter()
 """Launches of every kernel by its name."""
 
@@ -58,16 +59,23 @@ def product_role(n: int) -> str:
     return f"product_{n + 1}"
 
 
-def prepare(kernel: Kernel, key: str, role: str) -> Launcher:
-    """Compile ``kernel`` (once); refuses when there is no compiler or it fails."""
+def once(
+    made: dict[tuple[str, str, int], L], make: Callable[[Any], L], kernel: Any, key: str, role: str
+) -> L:
+    """The launcher of a kernel, made by whoever asks first; all that ask get the same one."""
     which = (key, role, len(kernel.operands))
     with _lock:
-        found = _launchers.get(which)
+        found = made.get(which)
     if found is None:
-        found = Launcher(kernel)
+        fresh = make(kernel)
         with _lock:
-            _launchers.setdefault(which, found)
+            found = made.setdefault(which, fresh)
     return found
+
+
+def prepare(kernel: Kernel, key: str, role: str) -> Launcher:
+    """Compile ``kernel`` (once); refuses when there is no compiler or it fails."""
+    return once(_launchers, Launcher, kernel, key, role)
 
 
 def sizes_of(plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]]) -> dict[AxisName, Any]:

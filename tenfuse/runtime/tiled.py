@@ -6,7 +6,6 @@ Memory is allocated here and nowhere in a kernel; nothing waits for the device.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +21,7 @@ from tenfuse.runtime.bind import (
     allocate,
     count_launch,
     enter,
+    once,
     sizes_of,
     viewed,
 )
@@ -32,19 +32,11 @@ from tenfuse.step.program import AxisName
 
 _prepared: dict[tuple[str, str, int], TileLauncher] = {}
 """By plan, role and number of operands: a kernel that also keeps states has more of them."""
-_lock = threading.Lock()
 
 
 def prepare(kernel: TileKernel, key: str, role: str) -> TileLauncher:
     """The launcher of a kernel, made once."""
-    which = (key, role, len(kernel.operands))
-    with _lock:
-        found = _prepared.get(which)
-    if found is None:
-        found = TileLauncher(kernel)
-        with _lock:
-            _prepared.setdefault(which, found)
-    return found
+    return once(_prepared, TileLauncher, kernel, key, role)
 
 
 def kernels(plan: TilePlan) -> dict[str, TileKernel]:
