@@ -88,7 +88,7 @@ def targets_written(node: fx.Node) -> list[fx.Node]:
         out = node.kwargs["out"]
         found = list(out) if isinstance(out, (tuple, list)) else [out]
     elif node.target in _STATEFUL:
-        found = [argument(node, 1, "running_mean"), argument(node, 2, "running_var")]
+        found = [] if _frozen(node) else _statistics(node)
     elif _inplace_flag(node):
         found = [argument(node, 0, "input")]
     elif _mutable_schema(node.target):
@@ -96,6 +96,18 @@ def targets_written(node: fx.Node) -> list[fx.Node]:
     else:
         return []
     return [n for n in found if isinstance(n, fx.Node) and is_tensor(n)]
+
+
+def _frozen(node: fx.Node) -> bool:
+    """A normalisation that uses its running statistics, as in evaluation, and leaves them."""
+    flag = "use_input_stats" if "instance" in _name(node) else "training"
+    return argument(node, 5, flag, node.target is not torch.nn.functional.batch_norm) is False
+
+
+def _statistics(node: fx.Node) -> list[Any]:
+    """The running mean and variance, which torch's own functions take behind the weights."""
+    first = 3 if node.target in (torch.batch_norm, torch.instance_norm) else 1
+    return [argument(node, first, "running_mean"), argument(node, first + 1, "running_var")]
 
 
 def _ends_in_place(node: fx.Node, name: str) -> bool:
@@ -176,7 +188,8 @@ class _Copier:
         env: dict[fx.Node, fx.Node] = {}
         for node in gm.graph.nodes:
             env[node] = self.graph.node_copy(node, lambda n: env[n])
-        growing.flatten(self.graph)
+        written_to = [t for n in self.graph.nodes for t in targets_written(n)]
+        growing.flatten(self.graph, {storage_of(value_of(t)) for t in written_to})
         self.ssa = fx.Graph()
         self.record = Record(self.graph)
         self.nodes = list(self.graph.nodes)
@@ -257,7 +270,7 @@ class _Copier:
             return True
         if node.op == "call_function" and _inplace_flag(node):
             return node.kwargs.get("inplace") is True
-        if name in _METADATA or node.target in _STATEFUL:
+        if name in _METADATA or (node.target in _STATEFUL and not _frozen(node)):
             return False
         if name in _SETS:
             return True

@@ -1,22 +1,25 @@
 """A result that grows by one piece per step: one concatenation of all pieces.
 
 ``out = torch.cat([out, y], dim)`` in a loop makes a larger tensor at every step, which no
-rolled loop can hand on.  Takes a private copy of a graph; where the only reader of one
-concatenation is another along the same dimension, makes them one.  Leaves alone what
-anything else reads, and pieces of several dtypes, whose conversions would be others.
+rolled loop can hand on.  Takes a private copy of a graph and the memory that its nodes
+write in place; where the only reader of one concatenation is another along the same
+dimension, makes them one.  Leaves alone what anything else reads, pieces that are written
+in place, since they are read later now, pieces of several dtypes, whose conversions would
+be others, and graphs in which gradients are switched off and on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 import torch.fx as fx
 
-from tenfuse.capture.views import argument, is_tensor, value_of
+from tenfuse.capture.views import argument, is_tensor, storage_of, value_of
 
 _CATS = {torch.cat, torch.concat, torch.concatenate}
+_MODES = {torch._C._set_grad_enabled, torch.autograd.grad_mode._enter_inference_mode}
 
 
 def _pieces(node: Any) -> tuple[Sequence[Any], int] | None:
@@ -42,8 +45,10 @@ def _continued(node: fx.Node) -> bool:
     return outer is not None and outer[1] == own[1] and list(outer[0]).count(node) == 1
 
 
-def flatten(graph: fx.Graph) -> None:
-    """Join every chain of concatenations into its last."""
+def flatten(graph: fx.Graph, overwritten: Collection[int | None]) -> None:
+    """Join every chain of concatenations into its last; ``overwritten`` names memory."""
+    if any(n.target in _MODES for n in graph.nodes):
+        return
     for last in list(graph.nodes):
         own = _pieces(last)
         if own is None or _continued(last) or not any(_continued(p) for p in own[0]):
@@ -53,11 +58,14 @@ def flatten(graph: fx.Graph) -> None:
         stack = list(reversed(own[0]))
         while stack:
             piece = stack.pop()
-            if _continued(piece):
-                inner.append(piece)
-                stack += reversed(_pieces(piece)[0])  # type: ignore[index]
-            else:
+            joined = _pieces(piece) if _continued(piece) else None
+            if joined is None:
                 flat.append(piece)
+            else:
+                inner.append(piece)
+                stack += reversed(joined[0])
+        if any(storage_of(value_of(p)) in {None, *overwritten} for p in flat):
+            continue
         last.args, last.kwargs = (flat, own[1]), {}
         for node in inner:
             graph.erase_node(node)

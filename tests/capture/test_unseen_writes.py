@@ -199,3 +199,69 @@ def test_the_step_before_the_first_is_the_last():
     for g, steps in ((f, T - 1), (two, T - 2), (backwards, T - 1)):
         (loop,) = loops(g, X)
         assert (loop.status, loop.steps) == ("fused", steps)
+
+
+def test_grown_result_of_pieces_that_change_afterwards():
+    def now(x):
+        out, h = torch.zeros(B, 0, D), torch.zeros(B, D)
+        for t in range(T):
+            h = h * 0.3 + x[:, t]
+            out = torch.cat([out, h[:, None]], 1)
+            h += 1
+        return out, h
+
+    def later(x):
+        out, h, hs = torch.zeros(B, 0, D), torch.zeros(B, D), []
+        for t in range(T):
+            h = h * 0.3 + x[:, t]
+            out = torch.cat([out, h[:, None]], 1)
+            hs.append(h)
+        for h in hs:
+            h.mul_(2)
+        return out, h
+
+    fates(now, X)
+    fates(later, X)
+
+
+def test_grown_result_partly_without_gradient():
+    def f(x):
+        out, h = torch.zeros(B, 0, D), torch.zeros(B, D)
+        for t in range(T):
+            h = h * 0.3 + x[:, t]
+            with torch.set_grad_enabled(t == T - 1):
+                out = torch.cat([out, h[:, None]], 1)
+        return out
+
+    fates(f, X)
+
+
+def test_norm_of_a_batch_in_evaluation():
+    class Spiking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.weights = nn.BatchNorm1d(D), nn.Linear(D, D)
+
+        def forward(self, x):
+            v, out = torch.zeros(B, D), []
+            for t in range(T):
+                v = v + (self.norm(self.weights(x[:, t])) - v) / 2
+                fires = (v > 0.2).float()
+                v = v * (1 - fires)
+                out.append(fires)
+            return torch.stack(out, 1), v
+
+    assert fates(Spiking().eval(), X) == FUSED
+    assert fates(Spiking(), X) == ["TF103"]
+
+
+def test_running_statistics_behind_the_weights():
+    def f(x, w):
+        mean, var = torch.zeros(D), torch.ones(D)
+        v, out = torch.zeros(3, D), []
+        for t in range(T):
+            v = v * 0.5 + torch.batch_norm(x[:, t], w, None, mean, var, True, 0.1, 1e-5, False)
+            out.append(v + mean)
+        return torch.stack(out, 1), mean, var
+
+    assert fates(f, (3, T, D), (D,), grad=False) == ["TF103"]

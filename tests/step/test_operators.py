@@ -79,3 +79,18 @@ def test_products_of_vectors_made_as_matrices():
     keys = (B, T, 2, D)
     loop = found(f, keys, keys, keys, (B, T, 2, 5), keys, keys)
     assert loop.form == "low-rank" and "(w.S)" in loop.formula
+
+
+def test_every_second_entry_of_a_state():
+    """A rotation of neighbours, as rotary embeddings interleave them."""
+
+    def f(x, angle):
+        h, out = torch.zeros(B, D), []
+        c, s = torch.cos(angle), torch.sin(angle)
+        for t in range(T):
+            a, b = h[..., ::2], h[..., 1::2]
+            h = torch.stack([a * c - b * s, a * s + b * c], -1).flatten(-2) + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+    assert found(f, (B, T, D), (D // 2,)).form == "block"

@@ -71,11 +71,18 @@ def _slice(
     size = space.length(a.dims[dim])
     if start in (None, 0) and (end is None or (isinstance(end, int) and end >= 2**62)) and step == 1:
         return a
-    if step != 1 or not isinstance(size, int):
-        raise refuse(UNSUPPORTED_OP, "a strided slice of the state")
+    if not isinstance(size, int):
+        raise refuse(UNSUPPORTED_OP, "a slice of a dimension of dynamic size")
     low = min(max((start or 0) + (size if (start or 0) < 0 else 0), 0), size)
     high = size if end is None else min(max(end + (size if end < 0 else 0), low), size)
-    return space.slice(a, dim, low, high)
+    if step == 1:
+        return space.slice(a, dim, low, high)
+    if size % step or low >= step or high <= low + size - step:
+        raise refuse(UNSUPPORTED_OP, "a strided slice of the state that is no column of its rows")
+    dim %= len(a.dims)
+    shape = [space.length(d) for d in a.dims]
+    rows = space.reshape(a, (*shape[:dim], size // step, step, *shape[dim + 1 :]))
+    return select(space, target, rows, dim + 1, low)
 
 
 @rule(aten.slice_scatter.default)
