@@ -71,12 +71,14 @@ class Chunk:
     program: StepProgram
     rows: tuple[AxisName, ...]
     length: int
+    products: bool
+    """Whether some states are not spelled out: what is read of them are products over the positions."""
 
 
 def chunk(program: StepProgram, recurrence: Recurrence, length: int, block: int = BLOCK) -> Chunk:
     """The program of ``length`` steps of ``program``."""
     maker = _Maker(program, recurrence, length, block)
-    return Chunk(maker.run(), maker.rows, length)
+    return Chunk(maker.run(), maker.rows, length, any(g.products for g in maker.groups))
 
 
 class _Maker:

@@ -53,7 +53,7 @@ def stepped(program: StepProgram, recurrence: Recurrence, length: int, ragged_en
         made = chunk(program, normal, length, length)
     except Unchunkable:
         return None
-    matrices = recurrence.form in ("low-rank", "dense")
+    matrices = made.products or recurrence.form == "dense"
     room = max(ROOM, _inner(program, frozenset())) if matrices else SCANNED
     if length > LENGTHS[-1] and _inner(made.program, frozenset(made.rows)) > room:
         return None
