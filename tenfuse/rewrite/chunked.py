@@ -9,7 +9,7 @@ graph, where autograd derives its gradient and the inner compiler its code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -126,7 +126,11 @@ class Chunked:
     # -- between the loop's tensors and named axes ------------------------------------
 
     def _named(self, tensor: torch.Tensor, place: Placed, lead: int) -> torch.Tensor:
-        """The tensor with the axes of ``place`` as dimensions, after ``lead`` of its own."""
+        """The tensor with the axes of ``place`` as dimensions, after ``lead`` of its own.
+
+        What ``runtime.bind.viewed`` does by strides; this is differentiated, and its tensors may be
+        laid out otherwise by the inner compiler, so it narrows, splits and permutes dimensions.
+        """
         view = place.view
         if view.part is not None:
             tensor = torch.view_as_real(tensor.resolve_conj())[..., view.part]
@@ -158,13 +162,26 @@ class Chunked:
 
 
 def whole_pieces(step: Step, exports: Sequence[torch.Tensor], carries: Sequence[torch.Tensor]) -> bool:
-    """Whether every carry and every export is one real piece: what ``Chunked`` can put back."""
+    """Whether every carry and every export is one real piece: what ``Chunked`` can put back;
+    and whether what the loop reads is a range of each dimension: what it can take out."""
     groups = ((step.carries, carries), (step.outs, exports))
-    return all(
+    return all(_ranges(p.view, step.program.sizes) for p in (*step.streams, *step.invariants)) and all(
         sorted(p.source for p in places) == list(range(len(tensors)))
         and all(p.view.part is None and not p.view.offset for p in places)
         for places, tensors in groups
     )
+
+
+def _ranges(view: View, sizes: Mapping[AxisName, int]) -> bool:
+    """Whether the axes along every dimension lie within each other without gaps."""
+    units = dict(zip(view.axes, (unit for _, unit in view.dims), strict=True))
+    for dim in {d for d, _ in view.dims}:
+        whole = 1
+        for axis in reversed(_axes_of(view, dim)):
+            if units[axis] != whole:
+                return False
+            whole *= sizes[axis]
+    return True
 
 
 def _restored(x: torch.Tensor, view: View, lead: int, like: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 A plan for two cores rarely takes this way, so the tests give the plan many cores.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -12,7 +14,9 @@ from tenfuse import backend
 from tenfuse.algebra.chunk import Unchunkable
 from tenfuse.plan.choose import ALGORITHMS, SHORT, Choice, Cost, choose
 from tenfuse.plan.chunked import ChunkPlan
+from tenfuse.rewrite.chunked import whole_pieces
 from tenfuse.step.program import Contract
+from tenfuse.step.reader import Placed, View
 from tenfuse.study import study
 from tests.algebra.cores import reads_of
 
@@ -109,6 +113,22 @@ def test_a_maximum_in_chunks_without_gradients(chunks_of):
     with torch.no_grad():
         result = tenfuse.testing.assert_equivalent(model, *inputs, options=OPTIONS)
     assert [loop.algorithm for loop in result.loops] == ["scan"]
+
+
+@pytest.mark.parametrize(
+    ("view", "whole"),
+    [
+        (View(("a", "b"), ((0, 1), (1, 1))), True),
+        (View(("b", "a"), ((0, 1), (0, 3))), True),
+        (View(("a", "b"), ((0, 3), (0, 1)), offset=((0, 6),)), True),
+        (View(("a", "b"), ((0, 4), (0, 1))), False),  # a column is left out in every row
+        (View(("a",), ((0, 2),)), False),
+    ],
+)
+def test_only_ranges_of_dimensions_are_taken_out(view, whole):
+    program = SimpleNamespace(sizes={"a": 2, "b": 3})
+    step = SimpleNamespace(streams=[Placed(0, view)], invariants=[], carries=[], outs=[], program=program)
+    assert whole_pieces(step, [], []) == whole
 
 
 def test_many_cores_take_chunks_and_two_do_not():
