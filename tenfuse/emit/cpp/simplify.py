@@ -5,6 +5,7 @@ Takes a ``StepProgram``; leaves one that computes the same sums in another order
 * ``sum a + sum b`` over the same axes becomes ``sum (a + b)``,
 * in a contracted product, factors over few axes are multiplied first (``(g k) . S`` in
   place of ``k . (g S)``),
+* a factor without the summed axes is multiplied to the sum where it would be to every entry,
 * ``sum_k q (S + k u)`` becomes ``sum_k q S + u (sum_k q k)`` where ``u`` lacks the axis
   and the bracket is not computed in that sweep anyway.
 
@@ -182,6 +183,14 @@ class _Split:
         inner = self._inner(axes, factors)
         return bool(inner) and self._covers(axes, inner) and self._volume(inner) < self._volume(factors)
 
+    def _in_the_way(self, axes: frozenset[AxisName], factors: tuple[Ref, ...]) -> bool:
+        """Whether factors without the contracted axes, left in, are multiplied at every entry."""
+        inner = self._inner(axes, factors)
+        outer = [f for f in factors if f not in inner]
+        if not outer or not inner or not self._covers(axes, inner):
+            return False
+        return all(self._volume([*outer, f]) == self._volume(factors) for f in inner)
+
     def _covers(self, axes: frozenset[AxisName], factors: tuple[Ref, ...]) -> bool:
         return axes <= frozenset().union(*(self.build.axes[f] for f in factors))
 
@@ -213,6 +222,8 @@ class _Split:
             return None
         apart = [t for t in terms if self._separates(axes, t[1])]
         whole = [t for t in terms if t not in apart]
+        if len(whole) == 1 and self._in_the_way(axes, whole[0][1]):
+            apart, whole = terms, []
         if whole and any(self._volume(f) != self._volume(whole[0][1]) for _, f in whole):
             return None
         parts: list[tuple[bool, Ref]] = []
