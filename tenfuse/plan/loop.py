@@ -35,8 +35,11 @@ CHUNK = 64
 _CACHE = 1 << 19
 """Bytes that the states of one chunk of one task may take: half of a common L2."""
 
-_RUN = 64
-"""Entries of an axis of vectors that a task holds at least."""
+_RUN, _SHORT_RUN = 64, 32
+"""Entries of an axis of vectors that a task holds at least, and where there would be fewer than
+``_TASKS`` tasks otherwise: such an axis is cut."""
+
+_TASKS = 8
 
 NAMES = {
     torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16",
@@ -224,12 +227,15 @@ def plan(
 def _chunk(program: StepProgram, back: Adjoint, itemsize: int) -> int:
     """Steps whose states stay in the cache while the adjoint walks them, from 16 to 64.
 
-    A task holds one entry of an axis that nothing sums over, and a run of entries of one
-    that only gradients are summed over.
+    A task holds one entry of an axis that nothing sums over, and a run of entries of one that
+    only gradients are summed over: of the largest alone, where such tasks are few.
     """
     alone = back.program.parallel_axes()
     summed = prune(dataclasses.replace(back.program, outs=())).parallel_axes() - alone
     held = {a: min(n, _RUN) if a in summed else n for a, n in program.sizes.items()}
+    if summed and math.prod(program.sizes[a] for a in alone if a in program.sizes) < _TASKS:
+        largest = max(sorted(summed), key=lambda a: program.sizes[a])
+        held = {**program.sizes, largest: min(program.sizes[largest], _SHORT_RUN)}
     state = sum(math.prod(held[a] for a in c.axes if a not in alone) for c in program.carries)
     fits = _CACHE // max(state * itemsize, 1)
     return min(CHUNK, max(16, 1 << (fits.bit_length() - 1) if fits else 16))

@@ -25,11 +25,12 @@ def threads():
     torch.set_num_threads(before)
 
 
-def decayed(K, V, erase):
+def decayed(K, V, erase, batch=0):
     """S <- a*S + k v^T with a gate per key, or S <- S + k (v - k.S)^T; y = q.S."""
-    b, own = Builder(), ("k", "v")
-    s, q, k = b.input("carry", 0, own), b.input("stream", 0, ("k",)), b.input("stream", 1, ("k",))
-    v, a = b.input("stream", 2, ("v",)), b.input("stream", 3, ("k",))
+    b, many = Builder(), ("b",) if batch else ()
+    own = (*many, "k", "v")
+    s, q, k = b.input("carry", 0, own), *(b.input("stream", i, (*many, "k")) for i in (0, 1))
+    v, a = b.input("stream", 2, (*many, "v")), b.input("stream", 3, (*many, "k"))
     if erase:
         held, small = s, b.call("mul", k, b.const(0.2))
         v = b.call("sub", v, b.contract(b.call("mul", small, s), "k"))
@@ -38,7 +39,8 @@ def decayed(K, V, erase):
         held = b.call("mul", b.call("sigmoid", a), s)
     new = b.call("add", held, b.call("mul", k, v))
     out = b.contract(b.call("mul", q, new), "k")
-    return StepProgram(tuple(b.nodes), {"k": K, "v": V}, (CarrySpec(own, new, own),), (OutSpec(out, ("v",)),))
+    sizes = {"k": K, "v": V} | ({"b": batch} if batch else {})
+    return StepProgram(tuple(b.nodes), sizes, (CarrySpec(own, new, own),), (OutSpec(out, (*many, "v")),))
 
 
 @pytest.mark.parametrize("erase", [False, True])
@@ -89,3 +91,33 @@ def test_rows_with_shared_sums_are_cut_evenly_once_per_thread(monkeypatch, threa
     text = emit(walked, isa)
     assert "free(shares)" in text and "int64_t want = (threads + tasks - 1) / tasks;" in text
     assert "if (want < least) want = (least + want - 1) / want * want;" in text
+
+
+@pytest.mark.parametrize("erase", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 4, 11])
+def test_tasks_that_share_most_take_turns_chunk_by_chunk(monkeypatch, threads, erase, steps):
+    """Groups of such tasks, one per entry of the batch, split among threads at any place."""
+    program = decayed(128, 128, erase, batch=3)
+    for many in (1, 2, 5):
+        threads(many)
+        for name, mine, theirs in derived(program, steps, 4):
+            scale = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
+            assert bool(((mine.double() - theirs).abs() <= 3e-5 * scale).all()), (name, many)
+    walked = [k for k in kept(monkeypatch, program) if k.backward]
+    assert walked and all("int64_t turn)" in emit(k, AVX512) for k in walked)
+
+
+def test_tasks_that_share_little_run_one_after_the_other(monkeypatch, threads):
+    """A selective scan's rows share only two short vectors: turns would tear its streams apart."""
+    threads(1)
+    b, own = Builder(), ("d", "n")
+    s, x = b.input("carry", 0, own), b.input("stream", 0, own)
+    a, c = b.input("stream", 1, own), b.input("stream", 2, ("n",))
+    new = b.call("add", b.call("mul", a, s), x)
+    out = b.contract(b.call("mul", c, new), "n")
+    program = StepProgram(
+        tuple(b.nodes), {"d": 256, "n": 16}, (CarrySpec(own, new, own),), (OutSpec(out, ("d",)),)
+    )
+    walked = [k for k in kept(monkeypatch, program) if k.backward]
+    assert walked and not any("int64_t turn)" in emit(k, AVX512) for k in walked)
+    assert all("free(shares)" in emit(k, AVX512) for k in walked)

@@ -48,10 +48,10 @@ class Array:
 
 
 class Arena:
-    """Every array of a task, in the order they were asked for."""
+    """Arrays one after the other from ``base`` on, in the order they were asked for."""
 
-    def __init__(self, spaces: Spaces, lanes: int) -> None:
-        self.spaces, self.lanes = spaces, lanes
+    def __init__(self, spaces: Spaces, lanes: int, base: str = "arena", letter: str = "w") -> None:
+        self.spaces, self.lanes, self.base, self.letter = spaces, lanes, base, letter
         self.arrays: list[tuple[Array, int]] = []
 
     def array(self, axes: tuple[AxisName, ...], last: int | None, copies: int = 1, grain: int = 1) -> Array:
@@ -70,7 +70,7 @@ class Arena:
                 extent = self._padded(-(-extent // grain) * grain if isinstance(extent, int) else extent)
             size = times(size, extent)
         size = self._padded(size) if not places else size
-        found = Array(f"w{len(self.arrays)}", tuple(places), tuple(reversed(strides)), size)
+        found = Array(f"{self.letter}{len(self.arrays)}", tuple(places), tuple(reversed(strides)), size)
         self.arrays.append((found, copies))
         return found
 
@@ -85,7 +85,7 @@ class Arena:
 
     def lines(self) -> list[str]:
         """Definitions of the arrays."""
-        lines, offset = [], "arena"
+        lines, offset = [], self.base
         for array, copies in self.arrays:
             lines.append(
                 f"T* const {array.name} = {offset}; "
@@ -95,7 +95,7 @@ class Arena:
         return lines
 
     def need(self) -> str:
-        """Entries of the whole arena."""
+        """Entries of all arrays together."""
         return " + ".join(str(times(a.size, c)) for a, c in self.arrays) or "0"
 
 

@@ -3,6 +3,10 @@
 Takes the ``Memory`` of a kernel that recomputes a forward program; leaves lines that, for
 every chunk from the last to the first, compute the chunk's states again from its checkpoint
 into a history, then walk its steps back.
+
+Tasks that sum the same outputs read the same streams, too.  They take turns, ``turn`` being
+the chunk, so that both are in the cache when the next task comes to them; one turn before the
+chunks fills a task's carries, one behind them writes its results.
 """
 
 from __future__ import annotations
@@ -25,21 +29,23 @@ def backward(memory: Memory) -> list[str]:
     needed = any(isinstance(n, Input) and n.kind == "state" for n in task.program.nodes)
     chunk, reverse = history.chunk, memory.settled.kernel.reverse
     lines += task.start("0" if reverse else "steps - 1")
-    lines += [
-        f"for (int64_t z = (steps + {chunk - 1}) / {chunk} - 1; z >= 0; z--) {{",
-        f"const int64_t first = z * {chunk}, many = steps - first < {chunk} ? steps - first : {chunk};",
-    ]
+    walk = [f"const int64_t first = z * {chunk}, many = steps - first < {chunk} ? steps - first : {chunk};"]
     again: list[str] = []
     if needed:
-        lines += history.restored()
+        walk += history.restored()
         again = history.again()
-        lines += again
+        walk += again
     # While one chunk is walked back, the streams of the next one are asked for.
     step = ahead.soon(memory.operands, step + again, work) + step
     step = ahead.lead(step, chunk if reverse else -chunk, "z > 0") + step
-    lines += ["for (int64_t k = many - 1; k >= 0; k--) {", *(history.slots() if needed else [])]
-    lines += pointers(memory, step, history.time(), following(not reverse))
-    return [*lines, *step, "}", "}", *task.finish()]
+    walk += ["for (int64_t k = many - 1; k >= 0; k--) {", *(history.slots() if needed else [])]
+    walk += [*pointers(memory, step, history.time(), following(not reverse)), *step, "}"]
+    chunks = f"(steps + {chunk - 1}) / {chunk}"
+    if not memory.together:
+        loop = f"for (int64_t z = {chunks} - 1; z >= 0; z--) {{"
+        return [*task.heads, *lines, loop, *walk, "}", *task.finish()]
+    turns = [f"if (turn == {chunks}) {{", *lines, "} else if (turn >= 0) {", "const int64_t z = turn;"]
+    return [*task.heads, *turns, *walk, *task.home(), "} else {", *task.finish(), "}"]
 
 
 class History:

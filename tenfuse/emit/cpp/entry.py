@@ -5,7 +5,7 @@ Takes the ``Memory`` of a kernel whose task is written; leaves the text of
     int kernel(char *const *P, const int64_t *S, const int64_t *N, int64_t steps, int threads)
 
 which divides the axes, gives every thread an arena and its shares, runs the tasks and sums
-the shares.
+the shares.  Tasks that walk together, all that sum the same outputs, take turns on a thread.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from tenfuse.step.program import AxisName
 def entry(memory: Memory) -> str:
     shared = bool(memory.shares.order)
     lines = [*_tasks(memory, shared), *_sizes(memory, shared)]
-    # Shares are summed thread by thread: equal chunks keep the result the same at every call.
-    schedule = "static" if shared else "dynamic, 1"
-    share = "shares + omp_get_thread_num() * total" if shared else "0"
     return "\n".join(
         [
             'extern "C" int kernel(char* const* P, const int64_t* S, const int64_t* N,',
@@ -34,9 +31,7 @@ def entry(memory: Memory) -> str:
             "      failed = 1;",
             "      memory = 0;",
             "    }",
-            f"    #pragma omp for schedule({schedule})",
-            "    for (int64_t task = 0; task < tasks; task++)",
-            f"      if (memory) run(P, S, N, L, steps, task, (T*)memory, {share});",
+            *(f"    {line}" for line in (_turns(memory) if memory.together else _each(shared))),
             "    settle();",
             *(f"    {line}" for line in memory.shares.gather()),
             "    free(memory);",
@@ -47,6 +42,36 @@ def entry(memory: Memory) -> str:
             "",
         ]
     )
+
+
+def _each(shared: bool) -> list[str]:
+    """Lines that run one task after the other."""
+    # Shares are summed thread by thread: equal chunks keep the result the same at every call.
+    schedule = "static" if shared else "dynamic, 1"
+    share = "shares + omp_get_thread_num() * total" if shared else "0"
+    return [
+        f"#pragma omp for schedule({schedule})",
+        "for (int64_t task = 0; task < tasks; task++)",
+        f"  if (memory) run(P, S, N, L, steps, task, (T*)memory, {share});",
+    ]
+
+
+def _turns(memory: Memory) -> list[str]:
+    """Lines that give every thread a run of tasks, in which tasks of one group take turns."""
+    chunk = max(1, memory.settled.kernel.checkpoint)
+    return [
+        "#pragma omp for schedule(static)",
+        "for (int64_t w = 0; w < threads; w++) {",
+        "  const int64_t end = tasks * (w + 1) / threads;",
+        "  for (int64_t from = tasks * w / threads, to; memory && from < end; from = to) {",
+        "    to = (from / group + 1) * group < end ? (from / group + 1) * group : end;",
+        f"    for (int64_t turn = (steps + {chunk - 1}) / {chunk}; turn >= -1; turn--)",
+        "      for (int64_t task = from; task < to; task++)",
+        "        run(P, S, N, L, steps, task, (T*)memory, shares + w * total,",
+        "            (T*)memory + room + (task - from) * each, turn);",
+        "  }",
+        "}",
+    ]
 
 
 def _tasks(memory: Memory, shared: bool) -> list[str]:
@@ -101,10 +126,30 @@ def _tile(lanes: int, axis: Axis, parts: str, row: bool) -> list[str]:
     ]
 
 
+def _room(memory: Memory) -> list[str]:
+    """Lines that count the entries of a thread's scratch, ``need``."""
+    if not memory.together:
+        return [f"const int64_t need = {memory.arena.need()} + W;"]
+    counts = [_count(memory.settled.spaces.axes[a]) for a in memory.shares.cut]
+    return [
+        f"const int64_t group = tasks > 0 ? {' * '.join(counts)} : 1;",
+        f"const int64_t room = ({memory.arena.need()} + 2 * W - 1) / W * W;",
+        f"const int64_t each = ({memory.held.need()} + W - 1) / W * W, need = room + group * each;",
+    ]
+
+
+def _count(axis: Axis) -> str:
+    """How many tasks an axis is cut into."""
+    if axis.kind == "task":
+        return f"N{axis.id}"
+    tile = axis.extent if isinstance(axis.extent, int) else f"L[{axis.id}]"
+    return f"((N{axis.id} + {tile} - 1) / {tile})"
+
+
 def _sizes(memory: Memory, shared: bool) -> list[str]:
     """Lines that settle the number of threads and what memory they need."""
     lines = [
-        f"const int64_t need = {memory.arena.need()} + W;",
+        *_room(memory),
         f"if ((double)tasks * (double)(steps + 1) * {max(1, memory.work)}.0 < 20000.0) threads = 1;",
         "if (threads > tasks) threads = tasks > 0 ? (int)tasks : 1;",
         "int failed = 0;",

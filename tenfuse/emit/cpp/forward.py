@@ -22,7 +22,7 @@ def forward(memory: Memory) -> list[str]:
     saves = _saves(task)
     lines += ["for (int64_t r = 0; r < steps; r++) {", *saves]
     lines += pointers(memory, step, "steps - 1 - r" if backwards else "r", following(backwards))
-    return [*lines, *step, "}", *task.finish()]
+    return [*task.heads, *lines, *step, "}", *task.finish()]
 
 
 def _asking(memory: Memory, step: list[str], backwards: bool) -> list[str]:

@@ -14,7 +14,11 @@ from tenfuse.emit.cpp.shares import Shares
 
 
 class Memory:
-    """``work`` counts the vector iterations of the steps written so far."""
+    """``work`` counts the vector iterations of the steps written so far.
+
+    Tasks that walk back over time ``together`` take turns, chunk by chunk: what a task keeps
+    between its turns lies in memory of its own, ``held``.
+    """
 
     def __init__(self, settled: Settled) -> None:
         self.settled = settled
@@ -22,6 +26,8 @@ class Memory:
         self.arena = Arena(settled.spaces, settled.lanes)
         self.packs = Packs(settled, self.operands, self.arena)
         self.shares = Shares(settled, self.operands)
+        self.together = settled.kernel.backward and self.shares.prevail()
+        self.held = Arena(settled.spaces, settled.lanes, "own", "b") if self.together else self.arena
         self.work = 0
         self.leads = False
         """Whether streams read now may be asked for some steps before."""

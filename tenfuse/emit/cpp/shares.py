@@ -7,6 +7,8 @@ that a kernel gives the same bits at every call.
 
 from __future__ import annotations
 
+import math
+
 from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.cuts import partial_sums
 from tenfuse.emit.cpp.operands import Operands, timed, uses
@@ -16,21 +18,34 @@ from tenfuse.step.program import AxisName
 
 
 class Shares:
-    """``found`` are the outputs that are summed over threads; ``order`` the positions of
-    their axes in a share, of those that were asked for."""
+    """``found`` are the outputs that are summed over threads, ``cut`` the axes along which tasks
+    sum them; ``order`` the positions of their axes in a share, of those that were asked for."""
 
     def __init__(self, settled: Settled, operands: Operands) -> None:
         self.program, self.spaces, self.operands = settled.kernel.program, settled.spaces, operands
         self.order: dict[int, tuple[int, ...]] = {}
-        self.found = self._found()
+        mine = {a: self._along(a) for a in self.spaces.task_axes()}
+        self.cut = tuple(a for a, outs in mine.items() if outs)
+        self.found = frozenset(i for outs in mine.values() for i in outs)
 
-    def _found(self) -> frozenset[int]:
-        """Outputs of which each task computes a share."""
-        found: set[int] = set()
-        for a in self.spaces.task_axes():
-            share = partial_sums(self.program, a) or frozenset()
-            found |= {i for i, o in enumerate(self.program.outs) if o.ref in share}
-        return frozenset(found)
+    def _along(self, axis: AxisName) -> frozenset[int]:
+        """Outputs of which tasks along ``axis`` compute a share each."""
+        share = partial_sums(self.program, axis) or frozenset()
+        return frozenset(i for i, o in enumerate(self.program.outs) if o.ref in share)
+
+    def prevail(self) -> bool:
+        """Whether most of what a task reads and writes in a step others of its group do, too."""
+        kernel = self.operands.kernel
+        common = own = 0
+        for o in kernel.operands:
+            if o.role != "stream" and (o.role != "out" or not timed(kernel, o)):
+                continue
+            entries = math.prod(self.spaces.axes[a].trips for a in o.axes)
+            if not any(a in self.cut for a in o.axes):
+                common += entries * (2 if o.role == "out" else 1)
+            else:
+                own += entries
+        return bool(self.found) and common > own
 
     def access(self, index: int, x: AxisName | None) -> Access:
         """This thread's share of an output: contiguous, time first, axis ``x`` last."""

@@ -19,7 +19,6 @@ from tenfuse.emit.cpp.memory import Memory
 from tenfuse.emit.cpp.operands import timed
 from tenfuse.emit.cpp.preamble import preamble
 from tenfuse.emit.cpp.settle import Settled, settle
-from tenfuse.emit.cpp.spaces import Spaces
 from tenfuse.plan.kernel import Kernel
 
 FAR_BYTES = 8 << 20
@@ -27,7 +26,7 @@ FAR_BYTES = 8 << 20
 they would drive out what the loop reads, and every line would be read before it is written."""
 SIGNATURE = (
     "static void run(char* const* P, const int64_t* S, const int64_t* N, const int64_t* L,\n"
-    "                int64_t steps, int64_t task, T* arena, T* share)"
+    "                int64_t steps, int64_t task, T* arena, T* share"
 )
 
 
@@ -42,7 +41,7 @@ def emit(kernel: Kernel, isa: Isa) -> str:
     return (
         preamble(settled.kernel.compute, settled.lanes)
         + SIGNATURE
-        + " {\n"
+        + (", T* own, int64_t turn) {\n" if memory.together else ") {\n")
         + "".join(f"  {line}\n" for line in task)
         + "}\n\n"
         + entry(memory)
@@ -55,17 +54,22 @@ def _task(settled: Settled, memory: Memory) -> list[str]:
         *memory.operands.strides(),
         *(f"const int64_t N{i} = N[{i}]; (void)N{i};" for i in range(len(settled.spaces.axes))),
         _far(settled),
-        *_offsets(settled.spaces),
+        *_offsets(memory),
         *memory.operands.heads(),
         *memory.shares.heads(),
         *memory.arena.lines(),
+        *(memory.held.lines() if memory.together else []),
     ]
 
 
-def _offsets(spaces: Spaces) -> list[str]:
-    """Where the task's part of each axis begins, and how long it is."""
-    lines = ["int64_t rest = task;"]
-    for axis in reversed([spaces.axes[a] for a in spaces.task_axes()]):
+def _offsets(memory: Memory) -> list[str]:
+    """Where the task's part of each axis begins, and how long it is.
+
+    Tasks that sum the same outputs have numbers that follow each other.
+    """
+    lines, spaces, cut = ["int64_t rest = task;"], memory.settled.spaces, memory.shares.cut
+    others = [a for a in spaces.task_axes() if a not in cut]
+    for axis in reversed([spaces.axes[a] for a in (*others, *cut)]):
         i = axis.id
         if axis.kind == "task":
             lines.append(f"const int64_t o{i} = rest % N{i}; rest /= N{i};")

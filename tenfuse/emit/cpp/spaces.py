@@ -29,6 +29,8 @@ BACKWARD_BUDGET = 1152 << 10
 HISTORY = 576 << 10
 """Bytes that a task's states, those of a chunk recomputed among them, may take for more rows
 of it to pay: half of a common second-level cache, which also holds what streams past."""
+NEAR = 40 << 10
+"""Bytes that its states of one step may take for the same: most of a first-level cache of 48 KB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +77,8 @@ def _divisor(size: int, lanes: int, cap: int, wanted: int) -> int | None:
     return max(enough) if enough else (min(good) if good else None)
 
 
-def _state_entries(kernel: Kernel, skip: frozenset[AxisName]) -> int:
-    """Entries of state per task with the axes ``skip`` left out."""
+def _state_entries(kernel: Kernel, skip: frozenset[AxisName], steps: int) -> int:
+    """Entries of state per task with the axes ``skip`` left out, the recomputed for so many steps."""
     total = 0
     size = kernel.program.sizes
     for carry in kernel.program.carries:
@@ -87,9 +89,7 @@ def _state_entries(kernel: Kernel, skip: frozenset[AxisName]) -> int:
     if kernel.recompute is not None:
         size = kernel.recompute.sizes
         for carry in kernel.recompute.carries:
-            total += max(kernel.checkpoint, 1) * math.prod(
-                max(size[a], 1) for a in carry.axes if a not in skip
-            )
+            total += steps * math.prod(max(size[a], 1) for a in carry.axes if a not in skip)
     return total
 
 
@@ -166,7 +166,7 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
     par, cut, tile = _divide(kernel, sizes, lanes, wanted)
     mixing = frozenset(sizes) - par
     row, shared = _row_axis(kernel, par, tile, lanes)
-    state = _width(kernel) * _state_entries(kernel, par)
+    state = _state(kernel, par)
     if state * max(1, lanes if tile else 1) > STATE_LIMIT:
         raise refuse(
             TOO_LARGE, f"one task needs {state >> 20} MiB of state, more than {STATE_LIMIT >> 20} MiB"
@@ -183,13 +183,19 @@ def choose(kernel: Kernel, isa: Isa) -> tuple[Spaces, dict[int, int], dict[int, 
             found[a] = _tile(sizes[a], a in dynamic, lanes, cap, i, parts, mixes)
         elif a == row:
             beside = found[tile].trips if tile in found else 1
-            cap = _rows(kernel, a, shared, a in cut, max(state * beside, 1), lanes)
+            one = _width(kernel) * _state_entries(kernel, par, 1) * beside
+            cap = _rows(kernel, a, shared, a in cut, max(state * beside, 1), max(one, 1), lanes)
             found[a] = Axis("tile", f"n{i}", cap if a in dynamic else min(cap, max(sizes[a], 1)), i)
         else:
             found[a] = Axis("task", 1, 1, i)
     local = frozenset(a for a, x in found.items() if x.kind != "task")
     _, last, states = layouts(kernel, local, lanes)
     return Spaces(found, row, shared, tile), last, states
+
+
+def _state(kernel: Kernel, skip: frozenset[AxisName]) -> int:
+    """Bytes of state per task with the axes ``skip`` left out, those of a whole chunk among them."""
+    return _width(kernel) * _state_entries(kernel, skip, max(kernel.checkpoint, 1))
 
 
 def _width(kernel: Kernel) -> int:
@@ -208,15 +214,15 @@ def _divide(
     par = task_parallel(kernel)
     tile = _tile_axis(kernel, par, frozenset(sizes) - par, lanes)
     tasks = math.prod(sizes[a] for a in par - {tile}) * (-(-sizes[tile] // (2 * lanes)) if tile else 1)
-    state = _width(kernel) * _state_entries(kernel, par) * (min(sizes[tile], 2 * lanes) if tile else 1)
+    state = _state(kernel, par) * (min(sizes[tile], 2 * lanes) if tile else 1)
     if tasks >= wanted and state <= _budget(kernel):
         return par, frozenset(), tile
     cut = _cut(kernel, par, sizes, lanes, wanted)
     return par | cut, cut, _tile_axis(kernel, par | cut, frozenset(sizes) - par - cut, lanes)
 
 
-def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int, lanes: int) -> int:
-    """Most entries of the row axis for one task, of ``each`` bytes of state.
+def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int, one: int, lanes: int) -> int:
+    """Most entries of the row axis for one task, of ``each`` bytes of state, ``one`` in a step.
 
     Few rows at once, or their lines evict each other; more where a result has them side by side.
     """
@@ -226,7 +232,7 @@ def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int, la
     if cut and kernel.recompute is None:
         cap = limit
     elif cut:
-        cap = max(cap, min(_rows_per_task(kernel, axis), HISTORY // each))
+        cap = max(cap, min(_rows_per_task(kernel, axis), NEAR // one, HISTORY // each))
     cap = min(cap, limit)
     return cap - cap % lanes if cut and cap > lanes else cap
 
@@ -239,10 +245,9 @@ def _cut(
     Every axis cut makes tasks write sums of their own, and read again what they share.
     """
     every = divisible(kernel, par)
-    width, budget = _width(kernel), _budget(kernel)
     for a in sorted(every, key=lambda a: (-sizes[a], a)):
         tasks = math.prod(sizes[o] for o in par) * (sizes[a] // (2 * lanes))
-        if tasks >= wanted and width * _state_entries(kernel, par | {a}) * 2 * lanes <= budget:
+        if tasks >= wanted and _state(kernel, par | {a}) * 2 * lanes <= _budget(kernel):
             return frozenset({a})
     return every
 

@@ -59,7 +59,7 @@ class Places:
                 return self.memory.shares.access(index, nest.x)
             return self.memory.operands.access("out", index, axes)
         if index not in self.sums:
-            self.sums[index] = self.memory.arena.along(axes, nest.x)
+            self.sums[index] = self.memory.held.along(axes, nest.x)
         return self.sums[index].access(axes)
 
     def adds(self) -> frozenset[tuple[str, int]]:

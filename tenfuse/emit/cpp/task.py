@@ -25,14 +25,18 @@ class Task:
         self.program = memory.settled.kernel.program
         self.arrays: list[Array] = []
         self.sums: dict[int, Array] = {}
+        self.heads: list[str] = []
+        """Definitions of pointers to the carries."""
+        self.swapped: list[int] = []
+        """Carries whose new value is written beside the old one."""
 
     def carries(self) -> list[str]:
-        """Lines that make room for the carries and fill them."""
+        """Lines that fill the carries."""
         lines = []
         for i, carry in enumerate(self.program.carries):
-            array = self.memory.arena.array(carry.axes, self.settled.last.get(i))
+            array = self.memory.held.array(carry.axes, self.settled.last.get(i))
             self.arrays.append(array)
-            lines.append(f"T* c{i} = {array.name};")
+            self.heads.append(f"T* c{i} = {array.name};")
             if self.operands.place("init", i) is None:
                 lines.append(array.clear(f"c{i}"))
             else:
@@ -44,7 +48,7 @@ class Task:
         return self.arrays[i].access(axes, f"{letter}{i}")
 
     def step(self, states: Callable[[Input], Access] | None) -> tuple[list[str], list[str]]:
-        """Lines before the loop, and of one step of the kernel's program."""
+        """Lines that clear the sums, and those of one step of the kernel's program."""
 
         def old(ref: Ref) -> Access:
             node = self.program.nodes[ref]
@@ -60,13 +64,17 @@ class Task:
         self.memory.leads = True
         lines, inplace = nests(self.memory, self.program, self.settled.last, old, new, self.sums)
         self.memory.leads = False
-        before = []
-        for i, fine in inplace.items():
-            if not fine:
-                second = self.memory.arena.array(self.program.carries[i].axes, self.settled.last.get(i))
-                before.append(f"T* d{i} = {second.name};")
-                lines.append(f"{{ T* e = c{i}; c{i} = d{i}; d{i} = e; }}")
-        return before + [array.clear() for array in self.sums.values()], lines
+        for i in (i for i, fine in inplace.items() if not fine):
+            second = self.memory.arena.array(self.program.carries[i].axes, self.settled.last.get(i))
+            self.swapped.append(i)
+            self.heads.append(f"T* d{i} = {second.name};")
+            lines.append(f"{{ T* e = c{i}; c{i} = d{i}; d{i} = e; }}")
+        return [array.clear() for array in self.sums.values()], lines
+
+    def home(self) -> list[str]:
+        """Lines that bring every carry back to where a later turn of the task looks for it."""
+        names = {i: self.arrays[i].name for i in self.swapped}
+        return [f"if (c{i} != {n}) memcpy({n}, c{i}, sizeof(T) * {n}_size);" for i, n in names.items()]
 
     def start(self, time: str) -> list[str]:
         """What the program carries over, for its first step."""
