@@ -1,6 +1,6 @@
 """Every generated Triton kernel compiled ahead of time, for four cards, without any of them.
 
-    python -m benchmarks.aot            # all loops of aot_loops.py; minutes
+    python -m benchmarks.aot            # all loops of aot_loops.py, in as many processes as cores
     python -m benchmarks.aot --quick    # every loop once, for one card
 
 Writes ``results/triton-aot.md`` and ``.json``: registers, spilled bytes, shared memory,
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -132,33 +134,44 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"first sizes and dtypes, {MAIN} only")
     parser.add_argument("--only", default="", help="loops whose name contains this; writes nothing")
     parser.add_argument("--targets", default=",".join(SHARED))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("--all", action="store_true", help="every size and dtype for every target: hours")
     args = parser.parse_args()
     targets = [MAIN] if args.quick else args.targets.split(",")
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        for case, setting, dtype in _chosen(args.quick, args.only):
-            first = dtype == case.dtypes[0] and setting == case.sizes[0]
-            for row in rows(case, setting, dtype, targets if first or args.all else [MAIN]):
-                found.append(row)
-                print(markdown([row], targets).splitlines()[-1], flush=True)
-            if not args.only:
-                (RESULTS / "triton-aot.md").write_text(markdown(found, targets))
-                write("triton-aot", found)
+        work = [
+            (name, setting, dtype, targets if first or args.all else [MAIN])
+            for name, setting, dtype, first in _chosen(args.quick, args.only)
+        ]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.jobs, context) as pool:
+            for made in pool.map(_job, work):
+                found += made
+                print("\n".join(markdown(made, targets).splitlines()[-len(made) :]), flush=True)
+                if not args.only:
+                    (RESULTS / "triton-aot.md").write_text(markdown(found, targets))
+                    write("triton-aot", found)
     failed = [r for r in found if "failed" in r or any(b["failed"] for b in r.get("binaries", ()))]
     print(f"{len(found)} kernels, {len(failed)} of them failed")
     return 1 if failed else 0
 
 
-def _chosen(quick: bool, only: str) -> Iterator[tuple[LoopCase, tuple[tuple[str, int], ...], str]]:
-    """Every size in the first dtype, the first size in every dtype."""
+def _job(work: tuple[str, tuple[tuple[str, int], ...], str, list[str]]) -> list[dict[str, Any]]:
+    """The rows of one loop, in a process of its own."""
+    name, setting, dtype, targets = work
+    return list(rows(next(c for c in LOOPS if c.name == name), setting, dtype, targets))
+
+
+def _chosen(quick: bool, only: str) -> Iterator[tuple[str, tuple[tuple[str, int], ...], str, bool]]:
+    """Every size in the first dtype, the first size in every dtype; whether it is both."""
     for case in LOOPS:
         if only not in case.name:
             continue
         for n, setting in enumerate(case.sizes[:1] if quick else case.sizes):
-            for dtype in case.dtypes[:1] if n or quick else case.dtypes:
-                yield case, setting, dtype
+            for m, dtype in enumerate(case.dtypes[:1] if n or quick else case.dtypes):
+                yield case.name, setting, dtype, n == m == 0
 
 
 if __name__ == "__main__":

@@ -141,6 +141,29 @@ def two_deltas(
     return torch.stack(out, 1)
 
 
+def momentum(q: Tensor, k: Tensor, v: Tensor, push: Tensor, rate: Tensor, keep: Tensor) -> Tensor:
+    """A memory trained by gradient descent with momentum: two states that read each other."""
+    (s, m), out = (_state(k, v), _state(k, v)), []
+    for t in range(q.shape[1]):
+        wrong = torch.sigmoid(rate[:, t])[..., None] * (_read(k[:, t], s) - v[:, t])
+        m = torch.sigmoid(push[:, t])[..., None, None] * m - k[:, t, :, :, None] * wrong[:, :, None, :]
+        s = torch.sigmoid(keep[:, t])[..., None, None] * s + m
+        out.append(_read(q[:, t], s))
+    return torch.stack(out, 1)
+
+
+def fast_and_slow(q: Tensor, k: Tensor, v: Tensor, f: Tensor, s: Tensor) -> Tensor:
+    """Two memories that take of each other."""
+    (fast, slow), out = (_state(k, v), _state(k, v)), []
+    for t in range(q.shape[1]):
+        out.append(_read(q[:, t], fast + slow))
+        new = k[:, t, :, :, None] * v[:, t, :, None, :]
+        fast = torch.sigmoid(f[:, t])[..., None, None] * fast + new
+        slow = torch.sigmoid(s[:, t])[..., None, None] * slow + new
+        fast, slow = fast + 0.05 * slow, slow + 0.05 * fast
+    return torch.stack(out, 1)
+
+
 def dense(x: Tensor, lam: Tensor, mix: Tensor) -> Tensor:
     z, out = torch.zeros_like(x[:, 0]), []
     for t in range(x.shape[1]):
@@ -200,6 +223,8 @@ LOOPS = (
     ),
     LoopCase("two-vector erase", "low-rank", two_vectors, (_WIDE,) * 6, _heads(64, 128)),
     LoopCase("two deltas a step", "low-rank", two_deltas, (*(_WIDE,) * 5, _EACH, _EACH), _heads(64)),
+    LoopCase("memory with momentum", "low-rank", momentum, (*(_WIDE,) * 3, *(_EACH,) * 3), _heads(64)),
+    LoopCase("fast and slow memory", "block", fast_and_slow, (*(_WIDE,) * 3, _EACH, _EACH), _heads(64)),
     LoopCase("dense", "dense", dense, (_WIDE, "H d", "H d d"), _heads(32, 64)),
     LoopCase("LSTM by heads", "nonlinear", lstm, ("B T H 4 d", "H 4 d d"), ((("H", 8), ("d", 64)),)),
     LoopCase("GRU", "nonlinear", gru, ("B T 3 d", "2 d d", "d d"), ((("d", 128),),)),
