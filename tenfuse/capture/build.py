@@ -16,12 +16,14 @@ import torch
 import torch.fx as fx
 
 from tenfuse import reasons
-from tenfuse.capture import views
+from tenfuse.capture import families, views
+from tenfuse.capture.body import Body, Draft, Ref
+from tenfuse.capture.families import FLIP, Box, Family
 from tenfuse.capture.loop import BufferWrite, Carry, Final, Loop, Span, Stacked, Stream, ViewOp
 from tenfuse.capture.periods import Sequence
-from tenfuse.capture.record import Record, Views, put, written
+from tenfuse.capture.record import Record, put, written
 from tenfuse.capture.segment import ARITHMETIC, Operands, Segment
-from tenfuse.capture.views import FLIP, Box, Family, basic_index, call, geometry, is_tensor, value_of
+from tenfuse.capture.views import basic_index, call, geometry, is_tensor, value_of
 from tenfuse.reasons import refuse, where
 
 
@@ -42,52 +44,12 @@ class _NeedsHoisting(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ref:
-    """A value inside the body: a "carry", "stream", "invariant" or "node" by number."""
-
-    kind: str
-    index: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Built:
     loop: Loop
     clean: bool
     """No stream had to be stacked from separately computed tensors."""
     sliced: bool
     """Some stream consists of slices of one tensor."""
-
-
-@dataclasses.dataclass
-class _Draft:
-    """A stream before the loop's direction is known."""
-
-    source: Any
-    ops: tuple[ViewOp, ...]
-    direction: int
-    value: Any
-
-
-def rebuild(arg: Any, nodes: Iterator[Any], numbers: Iterator[Any]) -> Any:
-    """``arg`` with its nodes and numbers replaced in the order ``take_apart`` lists them."""
-    kind = type(arg)
-    if isinstance(arg, fx.Node):
-        return next(nodes)
-    if kind is int or kind is float or kind is complex:
-        return next(numbers)
-    if isinstance(arg, (tuple, list)):
-        parts = [rebuild(a, nodes, numbers) for a in arg]
-        return tuple(parts) if isinstance(arg, tuple) else parts
-    if isinstance(arg, slice):
-        return slice(*(rebuild(a, nodes, numbers) for a in (arg.start, arg.stop, arg.step)))
-    if isinstance(arg, dict):
-        return {k: rebuild(arg[k], nodes, numbers) for k in sorted(arg)}
-    if isinstance(arg, Views):
-        return Views(tuple(rebuild(op, nodes, numbers) for op in arg.ops))
-    if isinstance(arg, ViewOp):
-        args = rebuild(arg.args, nodes, numbers)
-        return ViewOp(arg.target, args, tuple(sorted(rebuild(dict(arg.kwargs), nodes, numbers).items())))
-    return arg
 
 
 class _Build:
@@ -108,7 +70,7 @@ class _Build:
         self.carries: list[tuple[int, fx.Node | None, Ref | None]] = []
         """(position of the value or -1, init, next value if it is another carry)"""
         self.carry_keys: dict[Any, int] = {}
-        self.streams: list[_Draft] = []
+        self.streams: list[Draft] = []
         self.stream_keys: dict[Any, int] = {}
         self.invariants: list[fx.Node] = []
         self.value: dict[int, Ref] = {}
@@ -266,11 +228,11 @@ class _Build:
         elif any(i[0] is not base for i in found):
             return False
         places = [i[1] for i in found]
-        moved = views.family(places)
+        moved = families.family(places)
         if moved is None and self.runs > 3:  # -1 is an index of its own: x[:, t - 1] at t = 0
-            if any(views.family(places[k:]) is not None for k in (1, 2)):
+            if any(families.family(places[k:]) is not None for k in (1, 2)):
                 raise FirstDiffers
-            if views.family(places[:-1]) is not None:
+            if families.family(places[:-1]) is not None:
                 raise LastDiffers
         if moved is None:
             return False
@@ -281,12 +243,12 @@ class _Build:
         """``torch.roll`` of one tensor along one dimension, by another shift at each step."""
         node = self.node(0, j)
         kind, base = self.slot(j, 0) if self.seq.shapes[self.start + j].nodes else ("", None)
-        calls = [views.roll_of(self.node(r, j)) for r in range(self.runs)]
+        calls = [families.roll_of(self.node(r, j)) for r in range(self.runs)]
         found = [c for c in calls if c is not None]
         if kind != "invariant" or len(found) != self.runs or len({dim for _, dim in found}) != 1:
             return False
         shifts = tuple(shift for shift, _ in found)
-        op = ViewOp(views.rolled, (found[0][1], shifts))
+        op = ViewOp(families.rolled, (found[0][1], shifts))
         self.value[j] = self._stream(base, (op,), 1, value_of(node))
         return True
 
@@ -313,7 +275,7 @@ class _Build:
         key = (source if isinstance(source, fx.Node) else repr(source), repr(ops), direction)
         if key not in self.stream_keys:
             self.stream_keys[key] = len(self.streams)
-            self.streams.append(_Draft(source, ops, direction, value))
+            self.streams.append(Draft(source, ops, direction, value))
         return Ref("stream", self.stream_keys[key])
 
     def _varying(self, nodes: tuple[fx.Node, ...], j: int) -> Ref:
@@ -325,7 +287,7 @@ class _Build:
         indexed = [basic_index(n) for n in nodes]
         found = [i for i in indexed if i is not None]
         if len(found) == len(nodes) and all(i[0] is found[0][0] for i in found):
-            moved = views.family([i[1] for i in found])
+            moved = families.family([i[1] for i in found])
             if moved is not None:
                 return self._stream(found[0][0], moved.ops, moved.direction, value_of(nodes[0]))
         if any(_own_parameter(n) for n in nodes):
@@ -474,7 +436,7 @@ class _Build:
                 return int(what)
             self.value[j] = self._operand(j, (kind, what))
             return j
-        seen = views.apply(value_of(self.node(0, j)), self.node(0, j).args[2].ops)  # type: ignore[union-attr]
+        seen = families.apply(value_of(self.node(0, j)), self.node(0, j).args[2].ops)  # type: ignore[union-attr]
         if isinstance(value, (int, float)) and all(views.static(s) is not None for s in seen.shape):
             if any(self.node(r, j).args[1] != value for r in range(self.runs)):
                 raise self.refuse(reasons.NOT_AFFINE, "another number is written at each step", j)
@@ -486,10 +448,10 @@ class _Build:
         self, init: fx.Node, j: int, runs: list[tuple[ViewOp, ...]]
     ) -> tuple[Family, list[Box]]:
         base = value_of(init)
-        moved = views.family_of_ops(base, runs)
-        if moved is None or not views.apart(moved, base):
+        moved = families.family_of_ops(base, runs)
+        if moved is None or not families.apart(moved, base):
             raise self.refuse(reasons.NOT_AFFINE, "the slices written do not move evenly, or overlap", j)
-        return moved, [views.box_of_ops(base, ops) for ops in runs]
+        return moved, [families.box_of_ops(base, ops) for ops in runs]
 
     # putting it together --------------------------------------------------------------------
 
@@ -502,7 +464,9 @@ class _Build:
         directions = [d.direction for d in self.streams] + [w[3].direction for w in writes]
         reverse = directions.count(-1) > directions.count(1)
         order = -1 if reverse else 1
-        body, live = self._body(ys)
+        first = [self.node(0, j) for j in range(self.period)]
+        step = Body(first, self.carries, self.streams, self.invariants, self.value, self.calls)
+        body, live = step.graph(ys)
         loop = Loop(
             body=body,
             carries=tuple(Carry(f"carry{i}", init) for i, (_, init, _) in enumerate(self.carries)),
@@ -522,82 +486,15 @@ class _Build:
         )
         return Built(loop, self.clean, any(d.direction for d in self.streams))
 
-    def _body(self, ys: list[int]) -> tuple[fx.GraphModule, set[tuple[str, int]]]:
-        graph = fx.Graph()
-        next_refs = [before or self.value[position] for position, _, before in self.carries]
-        out_refs = [self.value[j] for j in ys]
-        live = self._live([*next_refs, *out_refs])
-        made: dict[Ref, fx.Node] = {}
-        for i, (position, _, _) in enumerate(self.carries):
-            made[Ref("carry", i)] = _placeholder(graph, f"carry{i}", value_of(self.node(0, position)))
-        for i, draft in enumerate(self.streams):
-            if ("stream", i) in live:
-                made[Ref("stream", i)] = _placeholder(graph, f"x{i}", draft.value)
-        for i, node in enumerate(self.invariants):
-            if ("invariant", i) in live:
-                made[Ref("invariant", i)] = _placeholder(graph, f"w{i}", value_of(node))
-        for j in range(self.period):
-            if ("constant", j) in live:
-                made[Ref("constant", j)] = self._constant(graph, j)
-            elif ("node", j) in live:
-                made[Ref("node", j)] = self._call(graph, j, made)
-        graph.output((tuple(made[r] for r in next_refs), tuple(made[r] for r in out_refs)))
-        return fx.GraphModule(torch.nn.Module(), graph), live
 
-    def _live(self, roots: list[Ref]) -> set[tuple[str, int]]:
-        live: set[tuple[str, int]] = set()
-        stack = [*roots, *(Ref("node", j) for j in self.calls if self._effect(self.node(0, j)))]
-        while stack:
-            ref = stack.pop()
-            if (ref.kind, ref.index) in live:
-                continue
-            live.add((ref.kind, ref.index))
-            if ref.kind == "node":
-                operands, numbers = self.calls[ref.index]
-                stack += [o for o in (*operands, *numbers) if isinstance(o, Ref)]
-        return live
-
-    @staticmethod
-    def _effect(node: fx.Node) -> bool:
-        return value_of(node) is None
-
-    def _call(self, graph: fx.Graph, j: int, made: dict[Ref, fx.Node]) -> fx.Node:
-        node = self.node(0, j)
-        operands, numbers = self.calls[j]
-        filled = (
-            iter([made[o] for o in operands]),
-            iter([made[n] if isinstance(n, Ref) else n for n in numbers]),
-        )
-        args = rebuild(node.args, *filled)
-        kwargs = rebuild(dict(node.kwargs), *filled)
-        new = graph.create_node(node.op, node.target, args, kwargs)
-        new.meta = dict(node.meta)
-        return new
-
-    def _constant(self, graph: fx.Graph, j: int) -> fx.Node:
-        node = self.node(0, j)
-        seen = views.apply(value_of(node), node.args[2].ops)  # type: ignore[union-attr]
-        new = graph.call_function(
-            torch.full, (tuple(seen.shape), node.args[1]), {"dtype": seen.dtype, "device": seen.device}
-        )
-        new.meta = dict(node.meta) | {"example_value": seen}
-        return new
-
-
-def _placeholder(graph: fx.Graph, name: str, value: Any) -> fx.Node:
-    node = graph.placeholder(name)
-    node.meta["example_value"] = value
-    return node
-
-
-def _finished(name: str, draft: _Draft, order: int) -> Stream:
+def _finished(name: str, draft: Draft, order: int) -> Stream:
     if not draft.direction:
         source = draft.source if order > 0 else tuple(reversed(draft.source))
         return Stream(name, source, draft.ops)
     ops = draft.ops
-    if ops[-1].target is views.rolled:
+    if ops[-1].target is families.rolled:
         dim, shifts = ops[-1].args
-        turned = ViewOp(views.rolled, (dim, shifts if order > 0 else tuple(reversed(shifts))))
+        turned = ViewOp(families.rolled, (dim, shifts if order > 0 else tuple(reversed(shifts))))
         return Stream(name, draft.source, (*ops[:-1], turned))
     return Stream(name, draft.source, ops if draft.direction == order else (*ops, FLIP))
 
@@ -618,12 +515,12 @@ def _own_parameter(node: fx.Node) -> bool:
     return node.op == "get_attr" or isinstance(value_of(node), torch.nn.Parameter)
 
 
-def _order_free(families: list[list[Box]]) -> bool:
+def _order_free(chain: list[list[Box]]) -> bool:
     """Whether writing family by family leaves the same contents as writing step by step."""
-    for i, later in enumerate(families):
-        for earlier in families[i + 1 :]:
+    for i, later in enumerate(chain):
+        for earlier in chain[i + 1 :]:
             # in the loop, `later` at a later step overwrites `earlier` of this step
-            if views.overlaps_after(earlier, later):
+            if families.overlaps_after(earlier, later):
                 return False
     return True
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch.fx as fx
 
-from tenfuse.capture.build import rebuild
+from tenfuse.capture.body import rebuild
+from tenfuse.capture.families import apply
 from tenfuse.capture.periods import Sequence, Stretch
 from tenfuse.capture.record import written
 from tenfuse.capture.source import loops_around
-from tenfuse.capture.views import apply, call, is_tensor, pure, storage_of, value_of
+from tenfuse.capture.views import call, is_tensor, pure, storage_of, value_of
 
 
 class _Tail:

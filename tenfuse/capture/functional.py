@@ -13,173 +13,39 @@ from __future__ import annotations
 import bisect
 import contextlib
 import copy
-import dataclasses
-import inspect
 import operator
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.fx as fx
 
 from tenfuse.capture import growing
+from tenfuse.capture.families import Box, sliced, whole
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.record import KEY, Record, Views, put, written
+from tenfuse.capture.versions import Storage
 from tenfuse.capture.views import (
-    Box,
-    argument,
     basic_index,
     call,
     geometry,
     is_tensor,
     key_of_shape,
     shape_of,
-    sliced,
     static,
     storage_of,
     subscript_items,
     value_of,
-    whole,
 )
-
-_OPERATORS: dict[Any, Callable[..., Any]] = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv,
-    operator.imod: operator.mod, operator.ipow: operator.pow, operator.iand: operator.and_,
-    operator.ior: operator.or_, operator.ixor: operator.xor,
-}  # fmt: skip
-_SETS = {"copy_", "fill_", "zero_"}
-_METADATA = {
-    "resize_", "set_", "t_", "transpose_", "unsqueeze_", "squeeze_", "swapaxes_", "swapdims_", "detach_",
-    "as_strided_", "rename_", "requires_grad_", "resize_as_", "apply_", "map_", "share_memory_",
-    "normal_", "uniform_", "bernoulli_", "exponential_", "random_", "geometric_", "cauchy_", "log_normal_",
-    "retain_grad", "data_",
-}  # fmt: skip
-_STATEFUL = {
-    torch.nn.functional.batch_norm,
-    torch.batch_norm,
-    torch.nn.functional.instance_norm,
-    torch.instance_norm,
-}
-
-
-def _name(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-
-
-def _mutable_schema(target: Any) -> bool:
-    schema = getattr(target, "_schema", None)
-    return bool(schema is not None and getattr(schema, "is_mutable", False))
-
-
-def targets_written(node: fx.Node) -> list[fx.Node]:
-    """The tensors that ``node`` writes in place."""
-    if node.op not in ("call_function", "call_method"):
-        return []
-    name = _name(node)
-    if (
-        node.target is operator.setitem
-        or node.target in _OPERATORS
-        or (_ends_in_place(node, name) and node.args)
-    ):
-        found = [node.args[0]]
-    elif node.kwargs.get("out") is not None:
-        out = node.kwargs["out"]
-        found = list(out) if isinstance(out, (tuple, list)) else [out]
-    elif node.target in _STATEFUL:
-        found = [] if _frozen(node) else _statistics(node)
-    elif _inplace_flag(node):
-        found = [argument(node, 0, "input")]
-    elif _mutable_schema(node.target):
-        found = list(node.all_input_nodes)
-    else:
-        return []
-    return [n for n in found if isinstance(n, fx.Node) and is_tensor(n)]
-
-
-def _frozen(node: fx.Node) -> bool:
-    """A normalisation that uses its running statistics, as in evaluation, and leaves them."""
-    flag = "use_input_stats" if "instance" in _name(node) else "training"
-    return argument(node, 5, flag, node.target is not torch.nn.functional.batch_norm) is False
-
-
-def _statistics(node: fx.Node) -> list[Any]:
-    """The running mean and variance, which torch's own functions take behind the weights."""
-    first = 3 if node.target in (torch.batch_norm, torch.instance_norm) else 1
-    return [argument(node, first, "running_mean"), argument(node, first + 1, "running_var")]
-
-
-def _ends_in_place(node: fx.Node, name: str) -> bool:
-    """Torch's mark of an in-place operation; Python's ``operator.and_`` only avoids a keyword."""
-    return (
-        name.endswith("_")
-        and not name.endswith("__")
-        and getattr(node.target, "__module__", "") != "_operator"
-    )
-
-
-def _inplace_flag(node: fx.Node) -> bool:
-    if node.kwargs.get("inplace") is True:
-        return True
-    if node.op != "call_function" or getattr(node.target, "__module__", "") != "torch.nn.functional":
-        return False
-    try:
-        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return (
-        "inplace" in names
-        and len(node.args) > names.index("inplace")
-        and node.args[names.index("inplace")] is True
-    )
-
-
-@dataclasses.dataclass
-class _Storage:
-    """A written tensor: its root, its versions, and what was written where."""
-
-    root: fx.Node
-    current: fx.Node
-    initial: fx.Node
-    count: int = 0
-    log: list[tuple[Box, fx.Node | None, fx.Node]] = dataclasses.field(default_factory=list)
-    """(where, what if it is a tensor of that very shape, version after) of every write."""
-    exact: dict[Any, int] = dataclasses.field(default_factory=dict)
-    bounds: np.ndarray | None = None
-
-    def write(self, box: Box, value: fx.Node | None, version: fx.Node) -> None:
-        rank = len(box.hull)
-        if self.bounds is None:
-            self.bounds = np.empty((16, rank, 2), dtype=np.int64)
-        if self.count == len(self.bounds):
-            self.bounds = np.concatenate([self.bounds, np.empty_like(self.bounds)])
-        for d, side in enumerate(box.hull):
-            self.bounds[self.count, d] = (-(2**62), 2**62) if side is None else side
-        if box.cells is not None:
-            self.exact[box] = self.count
-        self.log.append((box, value, version))
-        self.count += 1
-        self.current = version
-
-    def find(self, box: Box) -> tuple[fx.Node | None, fx.Node]:
-        """(the value last written to exactly ``box``, else None; the version to read)."""
-        if self.bounds is None:
-            return None, self.initial
-        probe = np.array([(-(2**62), 2**62) if s is None else s for s in box.hull], dtype=np.int64)
-        from_ = self.exact.get(box, 0) if box.cells is not None else 0
-        seen = self.bounds[from_ : self.count]
-        if len(box.hull) == 0:
-            last = self.count - 1
-        else:
-            hit = np.flatnonzero(((seen[:, :, 0] < probe[:, 1]) & (seen[:, :, 1] > probe[:, 0])).all(1))
-            if not len(hit):
-                return None, self.initial
-            last = from_ + int(hit[-1])
-        where, value, version = self.log[last]
-        if value is not None and where == box and box.cells is not None:
-            return value, version
-        return None, version
+from tenfuse.capture.writes import (
+    METADATA,
+    OPERATORS,
+    SETS,
+    STATEFUL,
+    frozen,
+    inplace_flag,
+    name_of,
+    targets_written,
+)
 
 
 class _Copier:
@@ -195,7 +61,7 @@ class _Copier:
         self.nodes = list(self.graph.nodes)
         self.record.order = {n: i for i, n in enumerate(self.nodes)}
         self.env: dict[fx.Node, fx.Node] = {}
-        self.state: dict[fx.Node, _Storage] = {}
+        self.state: dict[fx.Node, Storage] = {}
         self.chain: dict[fx.Node, tuple[ViewOp, ...]] = {}
         self.box: dict[fx.Node, Box] = {}
         self.resolved: dict[fx.Node, tuple[int, fx.Node]] = {}
@@ -257,7 +123,7 @@ class _Copier:
         return call(node) is not None
 
     def _functional(self, node: fx.Node, targets: list[fx.Node]) -> bool:
-        name = _name(node)
+        name = name_of(node)
         if len(targets) != 1 or node.args[:1] != (targets[0],) or node.kwargs.get("out") is not None:
             return False
         if self._untraceable(targets[0]):
@@ -266,13 +132,13 @@ class _Copier:
             symbols: list[fx.Node] = []
             fx.node.map_arg(node.args[1], symbols.append)
             return all(is_tensor(s) for s in symbols)
-        if node.target in _OPERATORS:
+        if node.target in OPERATORS:
             return True
-        if node.op == "call_function" and _inplace_flag(node):
+        if node.op == "call_function" and inplace_flag(node):
             return node.kwargs.get("inplace") is True
-        if name in _METADATA or (node.target in _STATEFUL and not _frozen(node)):
+        if name in METADATA or (node.target in STATEFUL and not frozen(node)):
             return False
-        if name in _SETS:
+        if name in SETS:
             return True
         return callable(self._pure(node))
 
@@ -288,14 +154,14 @@ class _Copier:
                 return False
             if node not in self.writes and any(n is not node.args[0] for n in node.all_input_nodes):
                 return True
-            if node not in self.writes and "detach" in _name(node):
+            if node not in self.writes and "detach" in name_of(node):
                 return True
             node = node.args[0]
         return False
 
     @staticmethod
     def _pure(node: fx.Node) -> Any:
-        name = _name(node)[:-1]
+        name = name_of(node)[:-1]
         if node.op == "call_method":
             return getattr(torch.Tensor, name, None)
         module = getattr(node.target, "__module__", "") or ""
@@ -318,7 +184,7 @@ class _Copier:
             self.resolved[node] = (state.count, self._resolve(node, state))
         return self.resolved[node][1]
 
-    def _resolve(self, node: fx.Node, state: _Storage) -> fx.Node:
+    def _resolve(self, node: fx.Node, state: Storage) -> fx.Node:
         """The value last written to this very slice, or the slice of the version that matters."""
         if not is_tensor(node):
             return self._replay(node, state, state.current)
@@ -337,7 +203,7 @@ class _Copier:
             self.cache[node, base] = self._emit(node, node.op, node.target, args, self.map(node.kwargs))
         return self.cache[node, base]
 
-    def _replay(self, node: fx.Node, state: _Storage, version: fx.Node) -> fx.Node:
+    def _replay(self, node: fx.Node, state: Storage, version: fx.Node) -> fx.Node:
         cached = self.cache.get((node, version))
         if cached is not None:
             return cached
@@ -389,7 +255,7 @@ class _Copier:
                 if node in self.writes:
                     self.record.opaque.add(made)
                 if self.record.root.get(node) is node:
-                    self.state[node] = _Storage(node, made, made)
+                    self.state[node] = Storage(node, made, made)
                     self.chain[node] = ()
                     self.box[node] = whole(value_of(node))
                     self.record.versions[node] = [(self.record.order[node], made)]
@@ -430,7 +296,7 @@ class _Copier:
 
     def _computed(self, node: fx.Node, target: fx.Node) -> fx.Node:
         """The value an in-place operation gives its target, as ordinary operations."""
-        name = _name(node)
+        name = name_of(node)
         old = self.value(target)
         if name == "zero_":
             return self._emit(node, "call_function", torch.zeros_like, (old,))
@@ -441,8 +307,8 @@ class _Copier:
         rest, kwargs = self.map(node.args[1:]), dict(self.map(node.kwargs))
         if kwargs.pop("inplace", False):
             made = self._emit(node, node.op, node.target, (old, *rest), kwargs)
-        elif node.target in _OPERATORS:
-            made = self._emit(node, "call_function", _OPERATORS[node.target], (old, *rest), kwargs)
+        elif node.target in OPERATORS:
+            made = self._emit(node, "call_function", OPERATORS[node.target], (old, *rest), kwargs)
         elif node.op == "call_method":
             made = self._emit(node, "call_method", name[:-1], (old, *rest), kwargs)
         else:
@@ -465,7 +331,7 @@ class _Copier:
             value.meta["example_value"] = want
         return value
 
-    def _setitem(self, node: fx.Node, target: fx.Node, state: _Storage) -> None:
+    def _setitem(self, node: fx.Node, target: fx.Node, state: Storage) -> None:
         _, index, source = node.args
         base = value_of(target)
         if self._advanced(index):
@@ -534,7 +400,7 @@ class _Copier:
         return any(isinstance(e, (list, bool)) or (isinstance(e, fx.Node) and is_tensor(e)) for e in entries)
 
     def _store(
-        self, node: fx.Node, state: _Storage, target: fx.Node, chain: tuple[ViewOp, ...], box: Box, value: Any
+        self, node: fx.Node, state: Storage, target: fx.Node, chain: tuple[ViewOp, ...], box: Box, value: Any
     ) -> None:
         """Record that ``value`` now stands in the slice ``chain`` of the root."""
         known = value if isinstance(value, fx.Node) else None

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 import torch.fx as fx
 
+from tenfuse.capture.families import rolled
 from tenfuse.capture.loop import Final, Loop, Stacked, Stream, ViewOp
 from tenfuse.capture.record import Views, written
-from tenfuse.capture.views import pure, rolled, static
+from tenfuse.capture.views import pure, static
 from tenfuse.reasons import UNPROVED, Refused, refuse
 
 

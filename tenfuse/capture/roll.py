@@ -24,6 +24,7 @@ from tenfuse import reasons
 from tenfuse.capture.associative import tree_loop, trees
 from tenfuse.capture.build import Built, FirstDiffers, LastDiffers, build
 from tenfuse.capture.complete import complete
+from tenfuse.capture.families import family
 from tenfuse.capture.loop import Loop, Span
 from tenfuse.capture.periods import Sequence, Stretch, stretches
 from tenfuse.capture.proof import prove
@@ -31,7 +32,7 @@ from tenfuse.capture.record import Record, record, written
 from tenfuse.capture.scan import scan_loop, scan_nodes, span_of_scan
 from tenfuse.capture.segment import Operands, Segment, crossings, grow, with_phase
 from tenfuse.capture.source import Place, frames_of, loops_around, span_of, statements
-from tenfuse.capture.views import basic_index, family, key_of, storage_of, value_of
+from tenfuse.capture.views import basic_index, key_of, storage_of, value_of
 from tenfuse.reasons import Refusal, Refused, where
 
 _TORCH = os.path.dirname(torch.__file__)

@@ -23,11 +23,12 @@ import torch.fx as fx
 
 from tenfuse import reasons
 from tenfuse.capture import door
-from tenfuse.capture.functional import functionalize, targets_written
+from tenfuse.capture.functional import functionalize
 from tenfuse.capture.loop import Carry, Final, Loop, Span, Stacked, Stream, ViewOp, Whole
 from tenfuse.capture.record import plant, record
 from tenfuse.capture.source import frames_of
 from tenfuse.capture.views import is_tensor, pure, storage_of, value_of
+from tenfuse.capture.writes import targets_written
 from tenfuse.reasons import Refused, refuse
 
 SCAN = torch.ops.higher_order.scan
