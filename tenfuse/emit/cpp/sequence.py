@@ -60,7 +60,10 @@ static void sum(char* target, const char* source, const int64_t* kept, int64_t n
         x += rest % added[2 * i] * added[2 * i + 1];
         rest /= added[2 * i];
       }
-      for (int64_t j = 0; j < m; j++) total[j] += x[j];
+      if (m == BLOCK)
+        for (int64_t j = 0; j < BLOCK; j++) total[j] += x[j];
+      else
+        for (int64_t j = 0; j < m; j++) total[j] += x[j];
     }
     for (int64_t j = 0; j < m; j++) into[j * step] = (T)(into[j * step] + total[j]);
   }
