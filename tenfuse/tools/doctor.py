@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -67,12 +68,10 @@ def _torch() -> Check:
 
 
 def _packages() -> Check:
-    from importlib.metadata import version
-
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         return Check("packages", False, f"not installed: pip install {' '.join(missing)}")
-    return Check("packages", True, ", ".join(f"{name} {version(name)}" for name in NEEDED))
+    return Check("packages", True, ", ".join(f"{name} {_version(name)}" for name in NEEDED))
 
 
 def _backend() -> Check:
@@ -139,8 +138,13 @@ def _gpu() -> Check:
 
 
 def _triton() -> Check:
-    from importlib.metadata import version
-
     if importlib.util.find_spec("triton") is None:
         return Check("triton", None, "not installed (only needed for GPUs)")
-    return Check("triton", None, version("triton"))
+    return Check("triton", None, _version("triton"))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed by an installer
+        return "of an unknown version"
