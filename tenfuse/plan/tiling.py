@@ -38,7 +38,7 @@ FILL = 256
 _EACH, _MATRIX, _GROUP, _MOST_WARPS = 16, 32, 4, 8
 """Entries of a tile that a thread holds, beside several others or beside few; warps that
 multiply matrices together, and warps at most."""
-_SHORT = 64
+_SHORT, _NARROW = 64, 32
 _LEAST = 16
 """The side of the smallest matrix that tensor cores take."""
 
@@ -81,11 +81,12 @@ def tiling(
     def crowded() -> bool:
         tiles = {**extent, **blocks}
         if matrices and dots != "ieee":
-            return peak(program, tiles, narrow) > HELD * 32 * _MOST_WARPS
+            return peak(program, tiles, _MOST_WARPS, narrow) > HELD
         return _largest(program, tiles, cut) > budget
 
     while cut and crowded():
-        largest = max(cut, key=lambda a: (blocks[a], a != cut[0]))
+        # Outputs are written in parts where an axis is shared: that is cut when the others are short.
+        largest = max(cut, key=lambda a: (a in parallel and blocks[a] > _NARROW, blocks[a], a != cut[0]))
         if blocks[largest] <= (_LEAST if held else 1):
             break
         blocks[largest] //= 2
@@ -100,9 +101,10 @@ def tiling(
     grid = tuple(a for a in free if a not in extent and a in parallel)
     matrices = matrices and not _scans(program, extent)
     warps = padded(_largest(program, extent) // (32 * (_MATRIX if matrices else _EACH)))
-    if matrices:
-        warps = max(warps, padded(-(-peak(program, extent, narrow) // (32 * HELD))))
-    return Tiling(tuple(extent.items()), cut, grid, min(max(warps, _GROUP if matrices else 1), _MOST_WARPS))
+    warps = min(max(warps, _GROUP if matrices else 1), _MOST_WARPS)
+    while matrices and warps < _MOST_WARPS and peak(program, extent, warps, narrow) > HELD:
+        warps *= 2
+    return Tiling(tuple(extent.items()), cut, grid, warps)
 
 
 def _positions(program: StepProgram) -> list[AxisName]:

@@ -18,7 +18,7 @@ from tenfuse.step.program import Contract, Ref, Solve, StepProgram, arguments, o
 
 CORES = 128
 """Of the assumed card, on each of which an instance runs."""
-HELD = 160
+HELD = 256
 """Entries that a thread holds at once without spilling, beside what it counts and addresses with."""
 _BANDWIDTH = 4000
 """Bytes per nanosecond."""
@@ -99,8 +99,9 @@ def _work(kernel: TileKernel) -> tuple[float, float]:
 
 def _spilled(kernel: TileKernel) -> int:
     """Bytes that an instance puts away and takes up again since its registers do not hold them."""
-    held = peak(kernel.program, dict(kernel.tiling.blocks), kernel.dots in ("bf16", "f16"))
-    return 2 * 4 * max(held - HELD * 32 * kernel.tiling.warps, 0)
+    warps, narrow = kernel.tiling.warps, kernel.dots in ("bf16", "f16")
+    held = peak(kernel.program, dict(kernel.tiling.blocks), warps, narrow)
+    return int(2 * 4 * 32 * warps * max(held - HELD, 0))
 
 
 def _factors(program: StepProgram, ref: Ref, inner: set[Ref]) -> list[Ref]:
