@@ -28,6 +28,7 @@ from tenfuse.config import Options
 from tenfuse.emit.cpp import emit
 from tenfuse.plan.choose import ALGORITHMS, Choice, choose, sequential
 from tenfuse.plan.loop import Examples, LoopPlan
+from tenfuse.plan.placement import Placement
 from tenfuse.plan.stepped import candidates
 from tenfuse.plan.tiled import Stepped, TilePlan
 from tenfuse.reasons import DEVICE, INTERNAL, Refusal, Refused, refuse
@@ -202,7 +203,7 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options, build: bool) -> tuple
     """
     language, dots = _target(loop, options)
     step = normalize(loop, _autocast(loop, gm))
-    parts = split(step)
+    parts = split(step, Placement())
     core = read(step, parts) if step.live else None
     known = study(core, step.graph) if core is not None else None
     tiles = functools.partial(_tiles, known, dots, options.chunk) if language == "triton" else None

@@ -16,7 +16,7 @@ something smaller (an outer product k v^T, exp(dt * A)); it is then never materi
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import networkx as nx
 import torch
@@ -40,8 +40,15 @@ _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 _FULL_SHAPE = {*_VIEWS, aten._to_copy.default}
 """Operators that the reader itself understands."""
 
-_REUSE = 8
-"""A contraction that uses every entry of the state more often belongs to a matmul library."""
+
+class Prices(Protocol):
+    """Which of two places is cheaper, by numbers of entries; the plan knows (``plan.placement``)."""
+
+    def contracts(self, made: int, inner: int, state: int) -> bool:
+        """Whether the kernel sums over the state, instead of writing it out for a matmul."""
+
+    def takes(self, read: int, made: int, outer: bool) -> bool:
+        """Whether the kernel makes a value itself from the smaller ones it is computed from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +94,7 @@ def ancestors(roots: Any, graph: fx.Graph) -> frozenset[fx.Node]:
     return frozenset(found)
 
 
-def split(step: Aten) -> Fission:
+def split(step: Aten, prices: Prices) -> Fission:
     """Decide what is computed where."""
     graph = step.graph
     dependent = closure(step.carries, graph)
@@ -101,9 +108,9 @@ def split(step: Aten) -> Fission:
     results = [n for i, n in enumerate(step.nexts) if i not in step.live] + list(step.ys)
     results = [n for n in results if n in dependent]
     after = [n for n in graph.nodes if n in dependent and n not in core and n.op == "call_function"]
-    taken, exports = _cut(step, core, after, results)
+    taken, exports = _cut(step, core, after, results, prices)
     inside = core | taken
-    inputs, absorbed = _absorb(step, inside, dependent, static)
+    inputs, absorbed = _absorb(step, inside, dependent, static, prices)
     order = [n for n in graph.nodes if n in inside or n in absorbed]
     return Fission(tuple(order), tuple(inputs), tuple(exports), static, dependent)
 
@@ -125,7 +132,7 @@ def _has_rule(node: fx.Node) -> bool:
     return node.target in RULES or node.target in _FULL_SHAPE or "getitem" in str(node.target)
 
 
-def _belongs_inside(node: fx.Node, dependent: frozenset[fx.Node] | set[fx.Node]) -> bool:
+def _belongs_inside(node: fx.Node, dependent: frozenset[fx.Node] | set[fx.Node], prices: Prices) -> bool:
     """Whether an after-node may be computed in the kernel at all."""
     if not _has_rule(node):
         return False
@@ -133,12 +140,12 @@ def _belongs_inside(node: fx.Node, dependent: frozenset[fx.Node] | set[fx.Node])
         operands = node.args[-2:]
         inner = operands[0].meta["val"].shape[-1]  # type: ignore[union-attr]
         state = min(weight(o) for o in operands if isinstance(o, fx.Node) and o in dependent)
-        return weight(node) * hint(inner) <= _REUSE * state
+        return prices.contracts(weight(node), hint(inner), state)
     return True
 
 
 def _cut(
-    step: Aten, core: set[fx.Node], after: list[fx.Node], results: list[fx.Node]
+    step: Aten, core: set[fx.Node], after: list[fx.Node], results: list[fx.Node], prices: Prices
 ) -> tuple[set[fx.Node], list[fx.Node]]:
     """After-nodes taken into the kernel, and the values written: a minimum cut."""
     if not results:
@@ -157,7 +164,7 @@ def _cut(
     for node in core | set(step.carries):
         flow.add_edge("kernel", (node, 0))
     for node in after:
-        if not _belongs_inside(node, dependent):
+        if not _belongs_inside(node, dependent, prices):
             flow.add_edge((node, 0), "memory")
         for arg in node.all_input_nodes:
             if arg in dependent:
@@ -173,7 +180,11 @@ def _cut(
 
 
 def _absorb(
-    step: Aten, inside: set[fx.Node], dependent: frozenset[fx.Node], static: frozenset[fx.Node]
+    step: Aten,
+    inside: set[fx.Node],
+    dependent: frozenset[fx.Node],
+    static: frozenset[fx.Node],
+    prices: Prices,
 ) -> tuple[list[fx.Node], set[fx.Node]]:
     """State-free values the kernel reads, and the state-free nodes it computes itself."""
     choice: dict[fx.Node, frozenset[fx.Node]] = {}
@@ -203,7 +214,7 @@ def _absorb(
             return mine
         # What is the same at every step stays in the cache.
         read = sum(weight(b) for b in below if b not in static)
-        smaller = read <= weight(node) if outer else read * 4 < weight(node) * 3
+        smaller = prices.takes(read, weight(node), outer)
         pointwise = tuple(node.meta["val"].shape) == torch.broadcast_shapes(
             *(a.meta["val"].shape for a in args)
         )

@@ -8,6 +8,7 @@ from tenfuse.backend import _autocast
 from tenfuse.capture import door
 from tenfuse.capture.functional import functionalize
 from tenfuse.capture.roll import Kept, find_loops
+from tenfuse.plan.placement import Placement
 from tenfuse.rewrite.tree import restore
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import adjoint
@@ -32,7 +33,7 @@ def reads_of(model, *inputs):
             if not isinstance(loop, Kept):
                 aten = normalize(loop, _autocast(loop, copy))
                 if aten.live:
-                    found.append((read(aten, split(aten)), aten.graph))
+                    found.append((read(aten, split(aten, Placement())), aten.graph))
         return restore(gm).forward
 
     torch._dynamo.reset()

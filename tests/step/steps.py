@@ -5,6 +5,7 @@ import torch.fx as fx
 from torch._subclasses import FakeTensorMode
 
 from tenfuse.capture.loop import Carry, Loop, Span, Stream
+from tenfuse.plan.placement import Placement
 from tenfuse.step.fission import split
 from tenfuse.step.normalize import normalize
 from tenfuse.step.reader import read
@@ -33,7 +34,7 @@ def loop_of(step, carries, streams, invariants):
 
 def analysed(step, carries, streams, invariants):
     aten = normalize(loop_of(step, carries, streams, invariants))
-    parts = split(aten)
+    parts = split(aten, Placement())
     return aten, parts, read(aten, parts)
 
 
