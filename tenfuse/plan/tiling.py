@@ -9,11 +9,11 @@ that is not known, and tiles beyond what a card holds on chip.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.registers import peak
-from tenfuse.plan.tile import Tiling, padded
+from tenfuse.plan.tile import LARGEST, LEAST, Tiling, padded
 from tenfuse.plan.traffic import CORES, HELD
 from tenfuse.reasons import NO_TILES, refuse
 from tenfuse.step.program import (
@@ -30,8 +30,6 @@ from tenfuse.step.program import (
 
 BUDGET = 4096
 """Entries of the largest tile that a block is chosen for."""
-LARGEST = 1 << 17
-"""Entries of a tile that a card can hold in its registers at all."""
 _WIDEST = 128
 FILL = 256
 """Instances that keep a card busy; with fewer, blocks are smaller."""
@@ -39,8 +37,6 @@ _EACH, _MATRIX, _GROUP, _MOST_WARPS = 16, 32, 4, 8
 """Entries of a tile that a thread holds, beside several others or beside few; warps that
 multiply matrices together, and warps at most."""
 _SHORT, _NARROW = 64, 32
-_LEAST = 16
-"""The side of the smallest matrix that tensor cores take."""
 
 
 def tiling(
@@ -80,20 +76,20 @@ def tiling(
 
     def crowded() -> bool:
         tiles = {**extent, **blocks}
-        if matrices and dots != "ieee":
+        if counted:
             return peak(program, tiles, _MOST_WARPS, narrow) > HELD
         return _largest(program, tiles, cut) > budget
 
-    while cut and crowded():
-        # Outputs are written in parts where an axis is shared: that is cut when the others are short.
-        largest = max(cut, key=lambda a: (a in parallel and blocks[a] > _NARROW, blocks[a], a != cut[0]))
-        if blocks[largest] <= (_LEAST if held else 1):
-            break
-        blocks[largest] //= 2
+    counted = matrices and dots != "ieee"
+    _shorten(blocks, cut, parallel, crowded, LEAST if held else 1)
+    if counted and crowded():
+        # What is held whole is too much already: shorter blocks would only read it again.
+        counted, blocks = False, {a: min(padded(program.sizes[a]), _WIDEST) for a in cut}
+        _shorten(blocks, cut, parallel, crowded, LEAST if held else 1)
     others = math.prod(program.sizes[a] for a in free if a not in cut and a in parallel)
     while alone and cut and others * _parts(program, blocks) < fill:
         largest = max(cut, key=lambda a: (blocks[a], a != cut[0]))
-        if blocks[largest] <= _LEAST:
+        if blocks[largest] <= LEAST:
             break
         blocks[largest] //= 2
     extent |= blocks
@@ -105,6 +101,24 @@ def tiling(
     while matrices and warps < _MOST_WARPS and peak(program, extent, warps, narrow) > HELD:
         warps *= 2
     return Tiling(tuple(extent.items()), cut, grid, warps)
+
+
+def _shorten(
+    blocks: dict[AxisName, int],
+    cut: tuple[AxisName, ...],
+    parallel: frozenset[AxisName],
+    crowded: Callable[[], bool],
+    least: int,
+) -> None:
+    """Halve blocks as long as a tile is too large, in place.
+
+    Outputs are written in parts where an axis is shared: that is cut when the others are short.
+    """
+    while cut and crowded():
+        largest = max(cut, key=lambda a: (a in parallel and blocks[a] > _NARROW, blocks[a], a != cut[0]))
+        if blocks[largest] <= least:
+            break
+        blocks[largest] //= 2
 
 
 def _positions(program: StepProgram) -> list[AxisName]:
@@ -125,7 +139,7 @@ def _beside(
 
 def _read_again(program: StepProgram, operands: Collection[Operand], axis: AxisName) -> bool:
     """Whether instances along a short axis would all read what does not differ along it."""
-    if axis in program.dynamic or program.sizes[axis] > _LEAST:
+    if axis in program.dynamic or program.sizes[axis] > LEAST:
         return False
     read = [o.axes for o in operands if o.role == "stream"]
     return any(axis in axes for axes in read) and any(axis not in axes for axes in read)
