@@ -68,6 +68,12 @@ class TileKernel:
         return tuple(sorted(self.program.dynamic))
 
 
+LARGEST = 1 << 17
+"""Entries of a tile that a card can hold in its registers at all; Triton allows more."""
+LEAST = 16
+"""The side of the smallest matrix that matrix units take."""
+
+
 def timed(kernel: TileKernel, operand: Operand) -> bool:
     """Whether the first dimension of an operand is time."""
     if operand.role == "out":
@@ -80,4 +86,4 @@ def padded(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-__all__ = ["TileKernel", "Tiling", "padded", "timed"]
+__all__ = ["LARGEST", "LEAST", "TileKernel", "Tiling", "padded", "timed"]

@@ -67,7 +67,7 @@ class _Emitter:
         writer, program = self.writer, self.program
         self._indices()
         for i, carry in enumerate(program.carries):
-            self.carried[i] = writer.variable(self._load(self._operand("init", i), carry.axes))
+            self.carried[i] = writer.variable(self._load(self.place["init", i], carry.axes))
         sums = {
             j: writer.variable(f"tl.zeros({self.space.shape(self.space.ordered(o.axes))}, {self.dtype})")
             for j, o in enumerate(program.outs) if o.accumulate
@@ -83,9 +83,9 @@ class _Emitter:
             writer.close()
         for i, carry in enumerate(program.carries):
             if ("final", i) in self.place:
-                self._store(self._operand("final", i), carry.axes, self.carried[i])
+                self._store(self.place["final", i], carry.axes, self.carried[i])
         for j, name in sums.items():
-            self._store(self._operand("out", j), program.outs[j].axes, name)
+            self._store(self.place["out", j], program.outs[j].axes, name)
         return [JIT, f"def kernel({', '.join(self._parameters())}):", *writer.lines]
 
     def _once(self) -> None:
@@ -99,9 +99,6 @@ class _Emitter:
         for i in sorted(needed - varying - self.values.places):
             if i not in self.values.inner and not self.values.axes[i] & self.values.small:
                 self.values.tile(i)
-
-    def _operand(self, role: str, index: int) -> int:
-        return self.place[role, index]
 
     def _parameters(self) -> list[str]:
         """Pointers, strides (time first), sizes of dynamic axes, steps and iterations."""
@@ -133,7 +130,7 @@ class _Emitter:
         """Which iteration this is."""
         kernel, writer = self.kernel, self.writer
         writer.line("n = count - 1 - c" if kernel.descending else "n = c")
-        self.values.moment = "" if kernel.parallel else "c"
+        self.space.moment = "" if kernel.parallel else "c"
 
     def _offset(self, axes: Sequence[AxisName], own: Sequence[AxisName], held: bool = False) -> str:
         """Positions counted from the iteration's first, over ``own``; ``held`` is never behind the end."""
@@ -178,7 +175,7 @@ class _Emitter:
         if node.kind == "first":
             return Tile(self.writer.let(" & ".join(f"({self._part(a)} == 0)" for a in self.shared)), (), True)
         role = "constant" if node.kind == "invariant" else node.kind
-        operand = self._operand(role, node.index)
+        operand = self.place[role, node.index]
         return Tile(self.writer.let(self._load(operand, node.axes)), self.space.ordered(node.axes))
 
     def _load(self, place: int, axes: Sequence[AxisName]) -> str:
@@ -246,7 +243,7 @@ class _Emitter:
             tile = self.values.number(out.ref)
             self.writer.line(f"{sums[j]} += {seen(tile.text, tile.axes, axes)}")
         elif ("out", j) in self.place:
-            self._store(self._operand("out", j), out.axes, self.values.full(out.ref, axes))
+            self._store(self.place["out", j], out.axes, self.values.full(out.ref, axes))
 
     def _step(self, sums: dict[int, str]) -> None:
         program, writer, space = self.program, self.writer, self.space

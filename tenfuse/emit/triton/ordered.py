@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from tenfuse.emit.triton.functions import DTYPES
 from tenfuse.emit.triton.matrices import inverse
 from tenfuse.emit.triton.products import Products
+from tenfuse.emit.triton.small import places
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen, unsupported
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.step.program import AxisName, Position, Rename, Scan, Shift, Solve
@@ -98,10 +99,10 @@ class Ordered:
         name = COMBINE[node.semiring] + (f"_{len(values)}" if len(values) != 1 else "")
         several = f"({', '.join(texts)})" if values else texts[0]
         whole = self.writer.let(f"tl.associative_scan({several}, {dim}, {name})")
-        places = iter(range(1, len(texts)))
+        numbers = iter(range(1, len(texts)))
         found = []
         for arg in args:
-            place = 0 if arg is None else next(places)
+            place = 0 if arg is None else next(numbers)
             text = self.writer.let(f"{whole}[{place}]") if values else whole
             found.append(Tile(self.writer.let(f"tl.flip({text}, {dim})") if turned else text, axes))
         return found
@@ -154,11 +155,10 @@ class Ordered:
         """A_t A_{t-s}: entry by entry over one more axis, which is small."""
         axes = power.axes
         before = self._moved(power.text, axes, node.axis, by, "0.0")
-        inner = [self.space.sizes[a] for a in node.rows]
         parts = []
-        for place in _places(inner):
-            column = self._picked(power, dict(zip(node.cols, place, strict=True)))
-            row = self._picked(Tile(before, axes), dict(zip(node.rows, place, strict=True)))
+        for place in places(node.rows, dict(self.space.sizes)):
+            column = self._picked(power, dict(zip(node.cols, place.values(), strict=True)))
+            row = self._picked(Tile(before, axes), place)
             parts.append(self.products.product([column, row]).text)
         return Tile(self.writer.let(" + ".join(parts)), axes)
 
@@ -223,13 +223,6 @@ class Ordered:
             return self.writer.let(text)
         dims = ", ".join(str(self.space.volume(g)) for g in groups)
         return self.writer.let(f"tl.reshape({text}, [{dims}])")
-
-
-def _places(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = [()]
-    for n in sizes:
-        found = [(*p, i) for p in found for i in range(n)]
-    return found
 
 
 __all__ = ["COMBINE", "ZERO_ONE", "Ordered"]

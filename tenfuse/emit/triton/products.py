@@ -16,14 +16,11 @@ from tenfuse.emit.triton.functions import DTYPES
 from tenfuse.emit.triton.matrices import multiplied
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen, unsupported
 from tenfuse.emit.triton.writer import Writer
+from tenfuse.plan.tile import LARGEST, LEAST
 from tenfuse.step.program import AxisName
 
-_LEAST = 16
-"""Rows, columns and terms that ``tl.dot`` takes at least."""
 _SMALL = 4096
 """Products of so few entries are multiplied out."""
-LARGEST = 1 << 17
-"""Entries of a tile; Triton allows more, registers do not."""
 _FACTORS = 7
 
 
@@ -166,7 +163,7 @@ class Products:
             return None
         if max(volume(a), volume(b)) > LARGEST or volume({*a, *b} - over) > LARGEST:
             return None
-        enough = all(volume(axes) >= _LEAST for axes in (roles.left, roles.right, roles.summed))
+        enough = all(volume(axes) >= LEAST for axes in (roles.left, roles.right, roles.summed))
         return roles if enough else None
 
     def _operand(
@@ -193,4 +190,5 @@ class Products:
             return f"{text}.to(tl.float16)"
         return text
 
-__all__ = ["LARGEST", "Products"]
+
+__all__ = ["Products"]

@@ -38,6 +38,8 @@ class Space:
         """The name of the size of a dynamic axis."""
         self.mirrored: frozenset[AxisName] = frozenset()
         """Axes whose entries stand in a tile from last to first."""
+        self.moment = ""
+        """The loop's variable, within the loop: what does not depend on it is held from before the loop."""
 
     def size(self, axis: AxisName) -> str:
         return self.count.get(axis, str(self.sizes[axis]))

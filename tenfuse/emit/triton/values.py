@@ -69,8 +69,6 @@ class Values:
         self.entries: dict[tuple[Ref, Entry], Tile] = {}
         self.places = _places_only(program)
         """Nodes that tell of positions in a chunk, and of nothing else."""
-        self.moment = ""
-        """The loop's variable, within the loop."""
 
     def tile(self, ref: Ref) -> Tile:
         """The value of a node; made when it is first asked for."""
@@ -263,7 +261,7 @@ class Values:
             return Tile(self.writer.let(text), axes, True)
         if node.fn == "mul" and any(a in self.places for a in node.args):
             return self.products.product([self.factor(a) for a in node.args])
-        if node.fn in COMPARE and self.moment and all(self._placed(a) for a in node.args):
+        if node.fn in COMPARE and self.space.moment and all(self._placed(a) for a in node.args):
             return self._compared(node)
         axes, args = self._aligned([self.number(a) for a in node.args])
         if not axes and node.fn not in COMPARE and all(map(is_literal, args)):
@@ -280,7 +278,7 @@ class Values:
         first to the last takes as many registers as what it masks."""
         names = [n.axis for n in (self.program.nodes[a] for a in node.args) if isinstance(n, Position)]
         axes = self.space.ordered(names)
-        left, right = (f"({self.space.along(a, axes)} + {self.moment})" for a in names)
+        left, right = (f"({self.space.along(a, axes)} + {self.space.moment})" for a in names)
         return Tile(self.writer.let(f"{left} {COMPARE[node.fn]} {right}"), axes, True)
 
     def _where(self, node: Pointwise) -> Tile:
@@ -311,7 +309,7 @@ class Values:
         if node.axes & self.small:
             return self._over_entries(node)
         if node.op != "sum":
-            return self.products.total(self._over(node), node.axes, node.op)
+            return self.products.total(self.number(node.arg), node.axes, node.op)
         factors = self._factors(node.arg)
         axis = self._sliced(factors, node.axes)
         if axis:
@@ -401,10 +399,6 @@ class Values:
         space.extent[axis], space.index[axis], self.found = extent, index, before
         return Tile(total, rest)
 
-    def _over(self, node: Contract) -> Tile:
-        """The argument with every axis it is reduced over that a tile has."""
-        return self.number(node.arg)
-
     def _factors(self, ref: Ref) -> list[Ref]:
         node = self.program.nodes[ref]
         if ref in self.inner and isinstance(node, Pointwise):
@@ -413,13 +407,16 @@ class Values:
 
 
 def _places_only(program: StepProgram) -> set[Ref]:
-    """Comparisons of positions, and what is joined of these."""
+    """Comparisons of positions, what is joined of these, and numbers chosen by them."""
     found = set[Ref]()
     for i, node in enumerate(program.nodes):
         if not isinstance(node, Pointwise):
             continue
         joins = node.fn in LOGIC or node.fn == "logical_not"
         if joins and all(a in found for a in node.args):
+            found.add(i)
+        numbers = all(isinstance(program.nodes[a], Const) for a in node.args[1:])
+        if node.fn == "where" and node.args[0] in found and numbers:
             found.add(i)
         if node.fn in COMPARE and all(_counts(program.nodes[a]) for a in node.args):
             found.add(i)
