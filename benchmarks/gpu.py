@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -329,6 +330,8 @@ def main() -> int:
     elif not torch.cuda.is_available():
         parser.exit(1, "no card: CUDA is not available (--dry runs tiny sizes on the CPU)\n")
     torch._dynamo.config.recompile_limit = 64
+    # torch 2.11 leaves this logger at DEBUG: it prints every step's graphs.
+    logging.getLogger("torch._higher_order_ops.partitioner").setLevel(logging.WARNING)
     card = Card(dry)
     bandwidth = card.bandwidth()
     chosen = [row for row in rows() if args.only in str(row)]
