@@ -22,6 +22,7 @@ import networkx as nx
 import torch
 import torch.fx as fx
 
+from tenfuse.reasons import UNSUPPORTED_OP, refuse, where
 from tenfuse.step.axes import hint
 from tenfuse.step.normalize import Aten
 from tenfuse.step.rules import RULES
@@ -37,7 +38,7 @@ _BROADCASTS = {
 _MATMULS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten.mv.default}
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
-_FULL_SHAPE = {*_VIEWS, aten._to_copy.default}
+_FULL_SHAPE = {*_VIEWS, aten._to_copy.default, aten.sym_size.int}
 """Operators that the reader itself understands."""
 
 
@@ -165,6 +166,8 @@ def _cut(
         flow.add_edge("kernel", (node, 0))
     for node in after:
         if not _belongs_inside(node, dependent, prices):
+            if any(a in core and isinstance(a.meta.get("val"), torch.SymInt) for a in node.all_input_nodes):
+                raise refuse(UNSUPPORTED_OP, f"{node.target} by a dynamic size of the state", where(node))
             flow.add_edge((node, 0), "memory")
         for arg in node.all_input_nodes:
             if arg in dependent:

@@ -190,6 +190,8 @@ class _Reader:
         return x
 
     def _call(self, target: Any, args: Any, kwargs: Any, val: Any, node: fx.Node) -> Any:
+        if target is aten.sym_size.int:
+            return val  # the same at every step, whatever tensor it is read off
         values = self._argument(args)
         if target is operator.getitem:
             return values[0][values[1]]
@@ -209,6 +211,8 @@ class _Reader:
     def _decomposed(self, node: fx.Node) -> Any:
         """The value of a node through torch's decomposition of its operator."""
         operator_: Any = node.target
+        if any(a.target is aten.sym_size.int and a in self.inside for a in node.all_input_nodes):
+            raise refuse(UNSUPPORTED_OP, f"{node.target} by a dynamic size of the state")
         table = {**core_aten_decompositions(), **get_decompositions([operator_])}
         if node.target not in table:
             raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
@@ -220,8 +224,11 @@ class _Reader:
             return operator_(*args, **kwargs)
 
         values = [t.meta["val"] for t in tensors]
-        with torch.no_grad(), fake_mode(values):
-            small = make_fx(run, decomposition_table=table, _allow_non_fake_inputs=True)(*values)
+        try:
+            with torch.no_grad(), fake_mode(values):
+                small = make_fx(run, decomposition_table=table, _allow_non_fake_inputs=True)(*values)
+        except RuntimeError as error:  # a dynamic size that is a number of the decomposition
+            raise refuse(UNSUPPORTED_OP, f"{node.target} of the state cannot be taken apart") from error
         if any(n.target is node.target for n in small.graph.nodes):
             raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
         holders = [n for n in small.graph.nodes if n.op == "placeholder"]

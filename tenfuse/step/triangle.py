@@ -2,7 +2,7 @@
 
 Takes a traced ATen graph and its carries; leaves each ``tril`` or ``triu`` that depends on
 a carry as a choice by a mask, which is the same at every step and so is made before the
-loop.  State-free triangles stay as they are.
+loop.  State-free triangles, and those of dynamic size, stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def masked(graph: fx.Graph, carries: Collection[fx.Node]) -> None:
         if not any(a in dependent for a in node.all_input_nodes):
             continue
         dependent.add(node)
-        if node.target not in _TRIANGLES:
+        sides = node.meta["val"].shape[-2:] if node.target in _TRIANGLES else ()
+        if not sides or not all(isinstance(s, int) for s in sides):
             continue
         source, diagonal = node.args[0], node.args[1] if len(node.args) > 1 else 0
         made = inlined(node, source, _chosen, _TRIANGLES[node.target], diagonal)

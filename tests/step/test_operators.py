@@ -94,3 +94,28 @@ def test_every_second_entry_of_a_state():
         return torch.stack(out, 1)
 
     assert found(f, (B, T, D), (D // 2,)).form == "block"
+
+
+def test_sizes_that_are_read_off_the_state():
+    """With dynamic shapes every product asks its operands for their sizes, the state too."""
+
+    def f(q, k, v):
+        s, out = q.new_zeros(q.shape[0], D, D), []
+        for t in range(q.shape[1]):
+            n = s.shape[0]
+            s = s * 0.9 - s @ (0.1 * k[:, t].view(n, D, 1) @ k[:, t].view(n, 1, D)) + v[:, t].view(n, D, 1)
+            out.append((s @ q[:, t].view(n, D, 1)).view(n, D))
+        return torch.stack(out, 1)
+
+    def triangle(x):
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = torch.tril(h) * 0.5 + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+    torch.manual_seed(0)
+    (loop,) = assert_equivalent(f, *[torch.randn(B, T, D) for _ in range(3)], dynamic=True).loops
+    assert (loop.status, loop.form) == ("fused", "low-rank"), loop.reason
+    (loop,) = assert_equivalent(triangle, torch.randn(B, T, D, D), dynamic=True).loops
+    assert loop.code == "TF202"
