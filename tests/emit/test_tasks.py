@@ -121,3 +121,15 @@ def test_tasks_that_share_little_run_one_after_the_other(monkeypatch, threads):
     walked = [k for k in kept(monkeypatch, program) if k.backward]
     assert walked and not any("int64_t turn)" in emit(k, AVX512) for k in walked)
     assert all("free(shares)" in emit(k, AVX512) for k in walked)
+
+
+@pytest.mark.parametrize("sizes", [(33, 48), (34, 48)])
+def test_sums_of_two_rows_are_stored_at_once(monkeypatch, threads, sizes):
+    """Of an odd number of rows the last one alone; in double precision one by one."""
+    threads(1)
+    walked = [k for k in kept(monkeypatch, decayed(*sizes, False)) if k.backward]
+    assert walked and all("    st2(w" in emit(k, AVX512) for k in walked)
+    for compute, tolerance in (("f32", 3e-5), ("f64", 1e-12)):
+        for name, mine, theirs in derived(decayed(*sizes, False), 5, 2, compute):
+            scale = max(1.0, float(theirs.abs().max()))
+            assert float((mine.double() - theirs).abs().max()) <= tolerance * scale, (name, compute)

@@ -131,9 +131,10 @@ def _room(memory: Memory) -> list[str]:
     if not memory.together:
         return [f"const int64_t need = {memory.arena.need()} + W;"]
     counts = [_count(memory.settled.spaces.axes[a]) for a in memory.shares.cut]
+    # Half a page apart in their pages: a row stored is not taken for the next row read.
     return [
-        f"const int64_t group = tasks > 0 ? {' * '.join(counts)} : 1;",
-        f"const int64_t room = ({memory.arena.need()} + 2 * W - 1) / W * W;",
+        f"const int64_t group = tasks > 0 ? {' * '.join(counts)} : 1, page = 4096 / sizeof(T);",
+        f"const int64_t room = ({memory.arena.need()} + W + page - 1) / page * page + page / 2;",
         f"const int64_t each = ({memory.held.need()} + W - 1) / W * W, need = room + group * each;",
     ]
 

@@ -46,7 +46,7 @@ class NestWriter:
     ) -> None:
         self.scheduler, self.nest, self.axes = scheduler, nest, scheduler.axes
         self.frame, self.levels = Frame(scheduler, nest), Levels(scheduler, nest)
-        self.values = Values(self.frame, read, write, adds)
+        self.values, self.write = Values(self.frame, read, write, adds), write
         self.sums = Sums(self.frame, self.levels, self.values)
 
     def text(self) -> list[str]:
@@ -77,8 +77,32 @@ class NestWriter:
                 self.values.define(ref, at)
         for store in stores:
             if store not in ready:
-                for at in self.frame.combos(store.axes):
-                    self.values.store(store, at)
+                self._finished(store, list(self.frame.combos(store.axes)))
+
+    def _finished(self, store: Store, places: list[Combo]) -> None:
+        """A store behind the inner loops: two entries at once where both are lanes of a vector."""
+        while places:
+            at, *places = places
+            if places and self._side_by_side(store, at, places[0]):
+                vector, lane = self.sums.lanes[self.frame.name(store.ref, at)]
+                self.frame.put(f"st2({self.frame.address(self.write(store), at)[0]}, {vector}, {lane});")
+                places = places[1:]
+            else:
+                self.values.store(store, at)
+
+    def _side_by_side(self, store: Store, one: Combo, other: Combo) -> bool:
+        """Whether two sums lie in neighbouring lanes, the first of them even, and in memory too."""
+        found = [self.sums.lanes.get(self.frame.name(store.ref, at)) for at in (one, other)]
+        apart = [a for a in one if one[a] != other[a]]
+        if store.target[0] != "scratch" or None in found or len(apart) != 1:
+            return False
+        (vector, lane), entries = found[0], self.frame.bind[apart[0]]  # type: ignore[misc]
+        before, after = entries[one[apart[0]]], entries[other[apart[0]]]
+        close = before.base == after.base and after.offset == before.offset + 1
+        return close and lane % 2 == 0 and found[1] == (vector, lane + 1) and self._dense(store, apart[0])
+
+    def _dense(self, store: Store, axis: AxisName) -> bool:
+        return (axis, "1") in self.write(store).dims
 
     def _positions(self, level: int, direct: list[Ref], ready: list[Store]) -> None:
         """Values, sums and stores of one level, as many unrolled positions together as have

@@ -26,6 +26,7 @@ typedef @I I;
 enum { W = @W };
 typedef T V __attribute__((vector_size(W * sizeof(T))));
 typedef I M __attribute__((vector_size(W * sizeof(T))));
+typedef double VP __attribute__((vector_size(W * sizeof(T))));
 typedef T VU __attribute__((vector_size(W * sizeof(T)), aligned(sizeof(T)), may_alias));
 typedef float VF __attribute__((vector_size(W * 4)));
 typedef int32_t VI __attribute__((vector_size(W * 4)));
@@ -143,6 +144,10 @@ template <class S> FN void sts(S* p, int64_t s, V x, int64_t n) {
   for (int64_t i = 0; i < n; i++) p[i * s] = part[i];
 }
 FN void st1(T* p, T x) { *p = x; }
+FN void st2(T* p, V x, int lane) {  // two lanes in one store
+  if (sizeof(T) == 4) { const double both = ((VP)x)[lane / 2]; memcpy(p, &both, 8); }
+  else { p[0] = x[lane]; p[1] = x[lane + 1]; }
+}
 FN void st1(@OTHER* p, T x) { *p = (@OTHER)x; }
 FN void st1(bf16* p, T x) { p->bits = (uint16_t)narrow((VF){} + (float)x)[0]; }
 FN void st1(f16* p, T x) { p->bits = (uint16_t)half_down((VF){} + (float)x)[0]; }

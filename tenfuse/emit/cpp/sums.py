@@ -23,6 +23,8 @@ class Sums:
     def __init__(self, frame: Frame, levels: Levels, values: Values) -> None:
         self.frame, self.levels, self.values = frame, levels, values
         self.nest, self.nodes, self.axes = frame.nest, frame.nodes, frame.axes
+        self.lanes: dict[str, tuple[str, int]] = {}
+        """Where sums across lanes that were taken together lie: vector and lane, by name."""
 
     def open_at(self, ref: Ref) -> int:
         """The level where a contraction's accumulators are declared, or -1 if it needs none."""
@@ -89,6 +91,7 @@ class Sums:
             return
         first = sums[0][0]
         self.frame.put(f"const V x{first} = fold{len(sums)}({', '.join(v for _, v in sums)});")
+        self.lanes |= {name: (f"x{first}", lane) for lane, (name, _) in enumerate(sums)}
         for lane, (name, _) in enumerate(sums):
             self.frame.put(f"const T {name} = x{first}[{lane}];")
 
