@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_functions import inputs
+from test_functions import ROUNDED, inputs, judge, judge_rounding
 
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tile import TileKernel
@@ -19,7 +19,6 @@ from tenfuse.step.program import Builder, OutSpec, StepProgram
 from tests.emit.tiles.tileharness import interpreted
 
 pytestmark = interpreted
-ROUNDED = ("round_bf16", "round_f16", "round_f32")
 ULPS = {
     "logaddexp": 4, "tanh": 3, "log1p": 4, "expm1": 4, "sigmoid": 4, "exp2": 3, "log2": 4,
     "atan": 4, "atan2": 5, "softplus": 4, "rsqrt": 3,
@@ -47,37 +46,14 @@ def apply(fn, args, compute):
 @pytest.mark.parametrize("compute", ["f32", "f64"])
 @pytest.mark.parametrize("fn", [f for f in FUNCTIONS if f not in ROUNDED])
 def test_function(fn, compute):
-    dtype = DTYPES[compute]
-    args = inputs(fn, FUNCTIONS[fn].arity, dtype)
-    got = apply(fn, args, compute)
-    native = FUNCTIONS[fn].torch(*args)
-    want = FUNCTIONS[fn].torch(*(a.double() for a in args))
-    rounded = want.to(dtype)
-    finite = torch.isfinite(rounded) & torch.isfinite(native)
-    odd = ~finite & ~(torch.isfinite(rounded) ^ torch.isfinite(native))
-    assert torch.equal(torch.isnan(got[odd]), torch.isnan(native[odd])), fn
-    sure = odd & ~torch.isnan(native)
-    assert torch.equal(got[sure], native[sure]), fn
-    eps = torch.finfo(dtype).eps
-    size = want.abs().clamp_min(torch.finfo(dtype).tiny)
-    if fn in ("sin", "cos"):
-        size = size.clamp_min(0.1)
-    if fn == "logaddexp":  # the larger argument and the correction may cancel
-        size = torch.maximum(size, torch.maximum(*(a.double() for a in args)).abs().nan_to_num(posinf=0.0))
-    error = ((got.double() - want).abs() / (size * eps))[finite]
-    worst = error.nan_to_num(float("inf")).argmax()
+    args = inputs(fn, FUNCTIONS[fn].arity, DTYPES[compute])
     limit = POWERS if (fn, compute) == ("pow", "f64") else ULPS.get(fn, 2.5)
-    assert error[worst] <= limit, (float(error[worst]), [a[finite][worst] for a in args])
+    judge(fn, compute, args, apply(fn, args, compute), limit)
 
 
 @pytest.mark.parametrize("name,dtype", [("round_bf16", torch.bfloat16), ("round_f16", torch.float16)])
 def test_rounding(name, dtype):
-    bits = torch.arange(-(2**31), 2**31, 65537 * 97, dtype=torch.int64).to(torch.int32).view(torch.float32)
-    halfway = (torch.arange(0, 2**16, 37, dtype=torch.int32) * 65536 + 32768).view(torch.float32)
-    tiny = torch.arange(0, 512).float() * 2.0**-26
-    for values in (bits, halfway, tiny, -tiny):
-        got, want = apply(name, [values], "f32"), values.to(dtype).float()
-        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    judge_rounding(name, dtype, apply, 14)
 
 
 ODD = (

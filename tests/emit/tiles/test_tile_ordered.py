@@ -93,6 +93,30 @@ def test_triangular_systems(size, transpose):
     same(made, 1, prepare=lambda i, x: x * 0.3)
 
 
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_systems_in_fp32_are_solved_as_well_as_by_substitution(scale):
+    """With a ``scale`` of 2 the inverse of 64 rows has entries near 1e8."""
+    b = Builder()
+    made = program(
+        b,
+        b.add(
+            Solve(
+                lower(b, b.input("stream", 0, ("t", "s"))), b.input("stream", 1, ("t", "v")), ("t",), ("s",)
+            )
+        ),
+    )
+    made = dataclasses.replace(made, sizes={**made.sizes, "t": 64, "s": 64, "v": 16})
+    bench = Bench(made, 1, "f32", "f32")
+    bench.xs = {i: x * (scale if i == 0 else 1.0) for i, x in bench.xs.items()}
+    _, _, outs = bench.run()
+    _, want = bench.want()
+    for got, exact in zip(outs, want, strict=True):
+        matrix = torch.tril(bench.xs[0][0], -1) + torch.eye(64)
+        eager = torch.linalg.solve_triangular(matrix, bench.xs[1][0], upper=False, unitriangular=True)
+        limit = 4 * (eager.double() - exact[0]).norm() + 1e-6 * exact.norm()
+        assert (got.double() - exact).norm() <= limit
+
+
 @pytest.mark.parametrize("by", [1, -1])
 @pytest.mark.parametrize("size", [1, 2, 8, 11])
 def test_shifts(size, by):
