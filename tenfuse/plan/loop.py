@@ -233,8 +233,9 @@ def _chunk(program: StepProgram, back: Adjoint, itemsize: int) -> int:
     alone = back.program.parallel_axes()
     summed = prune(dataclasses.replace(back.program, outs=())).parallel_axes() - alone
     held = {a: min(n, _RUN) if a in summed else n for a, n in program.sizes.items()}
-    if summed and math.prod(program.sizes[a] for a in alone if a in program.sizes) < _TASKS:
-        largest = max(sorted(summed), key=lambda a: program.sizes[a])
+    ours = sorted(a for a in summed if a in program.sizes)  # the adjoint has axes of its own
+    if ours and math.prod(program.sizes[a] for a in alone if a in program.sizes) < _TASKS:
+        largest = max(ours, key=lambda a: program.sizes[a])
         held = {**program.sizes, largest: min(program.sizes[largest], _SHORT_RUN)}
     state = sum(math.prod(held[a] for a in c.axes if a not in alone) for c in program.carries)
     fits = _CACHE // max(state * itemsize, 1)
