@@ -156,10 +156,18 @@ class Values:
                 self.ordered.inverse(node, self.number(node.lower))
 
     def order(self) -> list[Ref]:
-        """Which values to make one after the other: those of entries along small axes make their own."""
-        if self.small:
+        """Which values to make one after the other, where matrices are multiplied; else as they are asked for.
+
+        What a scan holds while it runs, the sizes of its values do not tell.
+        """
+        if self.small or not any(self._multiplies(n) for n in self.program.nodes):
             return []
         return schedule(self.program, self.space.extent, self._read, self.found)
+
+    def _multiplies(self, node: Node) -> bool:
+        if not isinstance(node, Contract) or node.op != "sum":
+            return False
+        return self.products.matrices([self.axes[f] for f in self._factors(node.arg)], node.axes)
 
     def _read(self, ref: Ref) -> list[Ref]:
         """The values that are made before a node is; none but these."""
