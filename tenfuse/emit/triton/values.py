@@ -156,7 +156,7 @@ class Values:
                 self.ordered.inverse(node, self.number(node.lower))
 
     def order(self) -> list[Ref]:
-        """Which values to make one after the other, where matrices are multiplied; else as they are asked for.
+        """Which values to make one after the other where matrices are multiplied; else as they are asked.
 
         What a scan holds while it runs, the sizes of its values do not tell.
         """
