@@ -71,7 +71,7 @@ class Chunk:
     program: StepProgram
     rows: tuple[AxisName, ...]
     length: int
-    products: bool
+    products: bool = False
     """Whether some states are not spelled out: what is read of them are products over the positions."""
 
 

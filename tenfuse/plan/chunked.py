@@ -28,7 +28,7 @@ class ChunkPlan:
 
     def program(self, length: int) -> Chunk:
         if self.length == 1:
-            return Chunk(rebuild(self.recurrence, self.step), (), 1, False)
+            return Chunk(rebuild(self.recurrence, self.step), (), 1)
         return chunk(self.step, self.recurrence, length)
 
     def core(self, length: int) -> tuple[Chunk, Core]:
