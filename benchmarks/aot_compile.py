@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.aot_launches import Launch
+from tenfuse.step.program import compares
 
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 """Targets, and the bytes of shared memory that an instance may use there."""
@@ -74,7 +75,8 @@ def _compiled(launch: Launch, target: str) -> Binary:
     gpu = _gpu(target)
     backend = make_backend(gpu)
     binder = create_function_from_signature(function.signature, function.params, backend)
-    chosen = {"num_warps": tiling.warps, "num_stages": tiling.stages}
+    fuses = not compares(launch.kernel.program)
+    chosen = {"num_warps": tiling.warps, "num_stages": tiling.stages, "enable_fp_fusion": fuses}
     bound, specialization, options = binder(*launch.arguments, **chosen)
     parsed, signature, constants, attributes = function._pack_args(
         backend, options, bound, specialization, options

@@ -28,7 +28,7 @@ from tenfuse.plan.tile import TileKernel
 from tenfuse.reasons import DEVICE, refuse
 from tenfuse.runtime import interpreted, tune
 from tenfuse.runtime.cache import root
-from tenfuse.step.program import AxisName
+from tenfuse.step.program import AxisName, compares
 
 _lock = threading.Lock()
 MOST = (1 << 31) - 1
@@ -56,6 +56,8 @@ class TileLauncher:
         self._over = [(a, 1) for a in tiling.grid] + [(a, extent[a]) for a in tiling.split]
         self._sizes = dict(program.sizes)
         self._dynamic = kernel.axes()
+        # Another kernel may compute the same values, to be compared with these.
+        self._fuses = not compares(program)
         self._settings: dict[tuple[torch.device, tuple[int, int]], Setting] = {}
 
     def __call__(
@@ -84,7 +86,9 @@ class TileLauncher:
 
         def launch(setting: Setting) -> None:
             warps, stages = setting
-            function[(instances,)](*tensors, *numbers, num_warps=warps, num_stages=stages)
+            function[(instances,)](
+                *tensors, *numbers, num_warps=warps, num_stages=stages, enable_fp_fusion=self._fuses
+            )
 
         # The dispatcher sets no device, and Triton starts kernels on the current one.
         with torch.cuda.device_of(tensors[0]):

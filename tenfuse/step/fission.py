@@ -124,6 +124,13 @@ def _is_outer(node: fx.Node) -> bool:
     return isinstance(inner, int) and inner == 1
 
 
+def _shows_outer(node: fx.Node) -> bool:
+    """Whether a view, or what it is a view of, shows a product of broadcasts."""
+    shown = node.args[0]
+    assert isinstance(shown, fx.Node)
+    return _is_outer(shown) or (shown.target in (*_VIEWS, *_BROADCASTS) and _shows_outer(shown))
+
+
 def _has_rule(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor) and not (
@@ -209,7 +216,7 @@ def _absorb(
         if node.target in _BROADCASTS or not args:
             return below
         outer = _is_outer(node)
-        if node.target in _VIEWS and node not in static and args[0] not in below:
+        if node.target in _VIEWS and node not in static and _shows_outer(node) and args[0] not in below:
             return below
         if node in static or (node.target in _MATMULS and not outer) or node.target in _FULL_SHAPE:
             return mine

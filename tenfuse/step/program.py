@@ -212,6 +212,22 @@ class Builder:
         return self.add(Rename(arg, tuple(sorted(pairs.items()))))
 
 
+def compares(program: StepProgram) -> bool:
+    """Whether a computed value is asked to be equal to another, as the adjoint of a maximum asks
+    which entries attain it.
+
+    What is computed in two places must then be the same in both: a fused multiply-add in one of
+    them would lose the gradient.
+    """
+    fixed = (Const, Position)
+    return any(
+        isinstance(n, Pointwise)
+        and n.fn in ("eq", "ne")
+        and not any(isinstance(program.nodes[a], fixed) for a in n.args)
+        for n in program.nodes
+    )
+
+
 def prune(program: StepProgram) -> StepProgram:
     """The same program without nodes that nothing reads."""
     live = set(program.roots())
@@ -280,6 +296,7 @@ __all__ = [
     "Solve",
     "StepProgram",
     "arguments",
+    "compares",
     "node_axes",
     "only_summed",
     "prune",

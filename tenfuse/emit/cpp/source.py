@@ -20,10 +20,19 @@ from tenfuse.emit.cpp.operands import timed
 from tenfuse.emit.cpp.preamble import preamble
 from tenfuse.emit.cpp.settle import Settled, settle
 from tenfuse.plan.kernel import Kernel
+from tenfuse.step.program import compares
 
 FAR_BYTES = 8 << 20
 """Results that together take more than this are written past the cache, line by line:
 they would drive out what the loop reads, and every line would be read before it is written."""
+ROUNDED = """\
+#ifdef __clang__
+#pragma clang fp contract(off)
+#else
+#pragma GCC optimize("fp-contract=off")
+#endif
+"""
+"""A product and a sum are two roundings wherever they are computed."""
 SIGNATURE = (
     "static void run(char* const* P, const int64_t* S, const int64_t* N, const int64_t* L,\n"
     "                int64_t steps, int64_t task, T* arena, T* share"
@@ -39,7 +48,8 @@ def emit(kernel: Kernel, isa: Isa) -> str:
     packs = memory.packs.fill()
     task = [*_task(settled, memory), *packs, *body]
     return (
-        preamble(settled.kernel.compute, settled.lanes)
+        (ROUNDED if compares(settled.kernel.program) else "")
+        + preamble(settled.kernel.compute, settled.lanes)
         + SIGNATURE
         + (", T* own, int64_t turn) {\n" if memory.together else ") {\n")
         + "".join(f"  {line}\n" for line in task)
