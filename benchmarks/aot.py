@@ -92,10 +92,10 @@ def _tile(launch: Launch) -> str:
     return "x".join(sizes) + (" all chunks at once" if launch.kernel.parallel else "")
 
 
-def markdown(found: list[dict[str, Any]], targets: list[str]) -> str:
+def markdown(found: list[dict[str, Any]], targets: list[str], option: str = "") -> str:
     lines = [
         "# Triton kernels, compiled ahead of time", "",
-        f"Made by `python -m benchmarks.aot` without a GPU; bytes are those of T={STEPS}.  Per target:",
+        f"Made by `python -m benchmarks.aot{option}` without a GPU; bytes are those of T={STEPS}.  Per target:",
         "registers of a thread / bytes spilled by it / KiB of shared memory / matrix instructions in the",
         "text / seconds to compile.  Tiles: positions of a chunk first, * an axis in blocks.  Bytes are",
         "what the instances of a pass load and store over inputs and outputs once, this kernel's share in",
@@ -151,7 +151,9 @@ def main() -> int:
                 found += made
                 print("\n".join(markdown(made, targets).splitlines()[-len(made) :]), flush=True)
                 if not args.only:
-                    (RESULTS / "triton-aot.md").write_text(markdown(found, targets))
+                    (RESULTS / "triton-aot.md").write_text(
+                        markdown(found, targets, " --quick" if args.quick else "")
+                    )
                     write("triton-aot", found)
     failed = [r for r in found if "failed" in r or any(b["failed"] for b in r.get("binaries", ()))]
     print(f"{len(found)} kernels, {len(failed)} of them failed")
