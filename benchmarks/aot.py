@@ -95,9 +95,9 @@ def _tile(launch: Launch) -> str:
 def markdown(found: list[dict[str, Any]], targets: list[str], option: str = "") -> str:
     lines = [
         "# Triton kernels, compiled ahead of time", "",
-        f"Made by `python -m benchmarks.aot{option}` without a GPU; bytes are those of T={STEPS}.",
-        "Per target: registers of a thread / bytes spilled by it / KiB of shared memory / matrix instructions in the",
-        "text / seconds to compile.  Tiles: positions of a chunk first, * an axis in blocks.  Bytes are",
+        f"Made by `python -m benchmarks.aot{option}` without a GPU; bytes are those of T={STEPS}.  Per",
+        "target: registers of a thread / bytes spilled by it / KiB of shared memory / matrix instructions in",
+        "the text / seconds to compile.  Tiles: positions of a chunk first, * an axis in blocks.  Bytes are",
         "what the instances of a pass load and store over inputs and outputs once, this kernel's share in",
         "brackets; `forward` is without gradients, `saving` leaves what the backward reads.", "",
         f"| loop | dtype | kernel | tile, warps | bytes | {' | '.join(targets)} |",
