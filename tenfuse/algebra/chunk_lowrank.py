@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tenfuse.algebra.decay import Positions
 from tenfuse.algebra.decays import decays
+from tenfuse.algebra.entries import picked, stacked
 from tenfuse.algebra.lift import Read, aligned_to
 from tenfuse.algebra.lowrank import Erase, Inflow, LowRank, Product, Write
 from tenfuse.algebra.response import Linear, Response, added, summed, value
@@ -205,7 +206,8 @@ class ChunkedLowRank:
         if all(p is None for p in products):
             return None
         zero = self.build.const(0.0)
-        return (self._stacked([zero if p is None else self.sums.product(p) for p in products], rank),)
+        entries = [zero if p is None else self.sums.product(p) for p in products]
+        return (stacked(self.build, entries, rank),)
 
     def _unrolled(self, erase: Erase) -> list[Erase]:
         """The entries along the erase's own rank axes."""
@@ -223,21 +225,7 @@ class ChunkedLowRank:
         return found
 
     def _entry(self, product: Product | None, axis: AxisName, index: int) -> Product | None:
-        return None if product is None else tuple(self._picked(f, axis, index) for f in product)
-
-    def _picked(self, ref: Ref, axis: AxisName, index: int) -> Ref:
-        b = self.build
-        if axis not in b.axes[ref]:
-            return ref
-        here = b.call("eq", b.add(Position(axis)), b.const(index))
-        return b.contract(b.call("where", here, ref, b.const(0.0)), axis)
-
-    def _stacked(self, refs: Sequence[Ref], axis: AxisName) -> Ref:
-        b, found = self.build, refs[-1]
-        for i, ref in reversed(list(enumerate(refs[:-1]))):
-            here = b.call("le", b.add(Position(axis)), b.const(i))
-            found = b.call("where", here, ref, found)
-        return found
+        return None if product is None else tuple(picked(self.build, f, axis, index) for f in product)
 
     def _triangular(self) -> System:
         """``-L``, and what it is solved over."""

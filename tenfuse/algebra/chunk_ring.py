@@ -25,7 +25,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from tenfuse.algebra.decay import last, running
+from tenfuse.algebra.decay import running
+from tenfuse.algebra.entries import picked
 from tenfuse.algebra.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.recurrence import Stage
 from tenfuse.algebra.response import Linear
@@ -192,7 +193,7 @@ class ChunkedRing:
         return self.build.add(Shift(ref, self.row, 1))
 
     def _end(self, ref: Ref) -> Ref:
-        return last(self.build, ref, self.row, self.lift.sizes[self.row])
+        return picked(self.build, ref, self.row, self.lift.sizes[self.row] - 1)
 
 
 __all__ = ["ChunkedRing"]

@@ -20,7 +20,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from tenfuse.algebra.decay import last, running
+from tenfuse.algebra.decay import running
+from tenfuse.algebra.entries import picked, stacked
 from tenfuse.algebra.lift import Form, Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.recurrence import Stage
 from tenfuse.algebra.response import Linear, Response, apart, summed, value
@@ -88,12 +89,12 @@ class ChunkedScan:
 
     def _linear(self, i: int, at: Callable[[Ref], Ref]) -> Linear:
         """``l + P h_0 + answers`` of carry ``i``, every scan taken ``at`` other positions."""
-        local = None if self.local is None else self._member(at(self.local), self.member, i)
+        local = None if self.local is None else picked(self.build, at(self.local), self.member, i)
         return Linear(local, (*self._own(i, at(self.power)), *self._answers(i, at)))
 
     def _answers(self, i: int, at: Callable[[Ref], Ref]) -> list[Response]:
         return [
-            dataclasses.replace(a, coefficient=self._member(at(a.coefficient), self.member, i))
+            dataclasses.replace(a, coefficient=picked(self.build, at(a.coefficient), self.member, i))
             for a in self.answers
         ]
 
@@ -104,7 +105,7 @@ class ChunkedScan:
         return self.build.rename(self._joined(i, local, self._end(self.power), self._end), names)
 
     def _end(self, ref: Ref) -> Ref:
-        return last(self.build, ref, self.row, self._length())
+        return picked(self.build, ref, self.row, self._length() - 1)
 
     def _state(self, i: int) -> Ref:
         return self._joined(i, self.local, self.power, lambda ref: ref)
@@ -118,7 +119,7 @@ class ChunkedScan:
         """``l + P h_0`` of carry ``i``, and what earlier stages add."""
         found = self._started(i, power)
         if local is not None:
-            found = self.build.call("add", self._member(local, self.member, i), found)
+            found = self.build.call("add", picked(self.build, local, self.member, i), found)
         answers = value(self.sums, Linear(None, tuple(self._answers(i, at))))
         return self.sums.add([found, *answers]) if answers else found
 
@@ -131,20 +132,13 @@ class ChunkedScan:
     def _own(self, i: int, power: Ref) -> list[Response]:
         """``P h_0``, carry by carry."""
         names = dict(zip(self.rows, self.starts, strict=True))
-        power = self._member(power, self.member, i)
+        power = picked(self.build, power, self.member, i)
         found = []
         for k, j in enumerate(self.stage.carries):
             start = self.build.input("carry", j, tuple(names.get(a, a) for a in self.axes))
-            mine = self._member(power, names.get(self.member, ""), k)
+            mine = picked(self.build, power, names.get(self.member, ""), k)
             found.append(Response(mine, start, frozenset(names[a] for a in self.mixed)))
         return found
-
-    def _member(self, ref: Ref, axis: AxisName, i: int) -> Ref:
-        """The entry ``i`` along the axis of the stage's carries."""
-        if not axis:
-            return ref
-        here = self.build.call("eq", self.build.add(Position(axis)), self.build.const(i))
-        return self.build.contract(self.build.call("where", here, ref, self.build.const(0.0)), axis)
 
     def _length(self) -> int:
         return self.lift.sizes[self.row]
@@ -215,7 +209,7 @@ class ChunkedScan:
         matrix = self._matrix(forms)
         offsets = [b.const(0.0) if f.offset is None else f.offset for f in forms]
         self.local = b.add(
-            Scan(self.row, matrix, self._stacked(offsets, self.member), False, self.rows, self.cols)
+            Scan(self.row, matrix, stacked(self.build, offsets, self.member), False, self.rows, self.cols)
         )
         first = b.call("eq", b.add(Position(self.row)), b.const(0.0))
         moved = b.rename(matrix, dict(zip(self.cols, self.starts, strict=True)))
@@ -232,7 +226,7 @@ class ChunkedScan:
                 row = entries.setdefault((r.start, r.bound), [zero] * len(self.inflows))
                 row[i] = self.sums.add([row[i], r.coefficient]) if row[i] != zero else r.coefficient
         self.answers = tuple(
-            Response(scanned(self._stacked(row, self.member)), start, bound)
+            Response(scanned(stacked(self.build, row, self.member)), start, bound)
             for (start, bound), row in entries.items()
         )
 
@@ -253,8 +247,8 @@ class ChunkedScan:
                 self.sums.add(self._coefficient(r, cols) for r in form.reads if r.carry == j)
                 for j in self.stage.carries
             ]
-            lines.append(self._stacked(entries, cols.get(self.member, "")))
-        return self._stacked(lines, self.member)
+            lines.append(stacked(self.build, entries, cols.get(self.member, "")))
+        return stacked(self.build, lines, self.member)
 
     def _coefficient(self, read: Read, cols: dict[AxisName, AxisName]) -> Ref:
         """One term's entries: where it does not sum over a mixed axis, on the diagonal."""
@@ -267,12 +261,6 @@ class ChunkedScan:
                 factors.append(b.call("eq", b.add(Position(own)), b.add(Position(cols[own]))))
         factors += [b.rename(f, names) for f in read.factors]
         return self.sums.product(factors, read.bound - set(names))
-
-    def _stacked(self, refs: Sequence[Ref], axis: AxisName) -> Ref:
-        b, found = self.build, refs[-1]
-        for i, ref in reversed(list(enumerate(refs[:-1]))):
-            found = b.call("where", b.call("le", b.add(Position(axis)), b.const(i)), ref, found)
-        return found
 
 
 __all__ = ["ChunkedScan"]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from tenfuse.algebra.entries import picked
 from tenfuse.step.program import AxisName, Builder, Position, Ref, Scan, Shift
 
 
@@ -46,12 +47,6 @@ class Positions:
     def within(self) -> dict[AxisName, AxisName]:
         """To the columns of the same block."""
         return {self.row: self.col}
-
-
-def last(build: Builder, value: Ref, axis: AxisName, size: int) -> Ref:
-    """``value`` at the last position of an axis of ``size``."""
-    final = build.call("eq", build.add(Position(axis)), build.const(size - 1))
-    return build.contract(build.call("where", final, value, build.const(0.0)), axis)
 
 
 def running(
@@ -127,7 +122,7 @@ class Decay:
         return self._last(self._running(self.gate, self.at.row), self.at.row)
 
     def _last(self, value: Ref, axis: AxisName) -> Ref:
-        return last(self.build, value, axis, self.sizes[axis])
+        return picked(self.build, value, axis, self.sizes[axis] - 1)
 
     def _running(self, gate: Ref, axis: AxisName, inclusive: bool = True, reverse: bool = False) -> Ref:
         found = running(self.build, gate, axis, self.sizes[axis], reverse)
@@ -145,4 +140,4 @@ class Decay:
         return found if inclusive else b.add(Shift(found, row, 1))
 
 
-__all__ = ["Decay", "Positions", "last", "running"]
+__all__ = ["Decay", "Positions", "running"]

@@ -15,7 +15,8 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from tenfuse.algebra.decay import Decay, Positions, last
+from tenfuse.algebra.decay import Decay, Positions
+from tenfuse.algebra.entries import picked, stacked
 from tenfuse.algebra.summed import Unchunkable
 from tenfuse.step.program import AxisName, Builder, Position, Ref, Scan, Shift
 
@@ -104,8 +105,8 @@ class Together:
         self.rows, self.cols, self.starts = (fresh(name, len(gates)) for name in ("member",) * 3)
         self.reached = _chains(gates)
         zero = build.const(0.0)
-        lines = [self._stacked([zero if g is None else g for g in line], self.cols) for line in gates]
-        self.matrix = self._stacked(lines, self.rows)
+        lines = [stacked(build, [zero if g is None else g for g in line], self.cols) for line in gates]
+        self.matrix = stacked(build, lines, self.rows)
 
     def start(self, i: int, j: int, inclusive: bool) -> Factors | None:
         return self._entry(self._forward, i, j, None if inclusive else 1)
@@ -115,13 +116,13 @@ class Together:
 
     def whole(self, i: int, j: int) -> Factors | None:
         found = self.start(i, j, True)
-        size = self.sizes[self.at.row]
-        return None if found is None else tuple(last(self.build, f, self.at.row, size) for f in found)
+        end = self.sizes[self.at.row] - 1
+        return None if found is None else tuple(picked(self.build, f, self.at.row, end) for f in found)
 
     def near(self, i: int, j: int, inclusive: bool) -> Factors | None:
         if not self.reached[i][j]:
             return None
-        found = self._picked(self._picked(self._segments, self.rows, i), self.starts, j)
+        found = self._between(self._segments, i, j)
         return (found if inclusive else self.build.add(Shift(found, self.at.row, 1)),)
 
     def far(self, i: int, j: int, inclusive: bool) -> Factors | None:
@@ -161,20 +162,13 @@ class Together:
     def _entry(self, products: Ref, i: int, j: int, by: int | None) -> Factors | None:
         if by != -1 and not self.reached[i][j]:
             return None
-        found = self._picked(self._picked(products, self.rows, i), self.starts, j)
+        found = self._between(products, i, j)
         one = 1.0 if i == j else 0.0
         return (found if by is None else self.build.add(Shift(found, self.at.row, by, one)),)
 
-    def _picked(self, ref: Ref, axis: AxisName, index: int) -> Ref:
-        b = self.build
-        here = b.call("eq", b.add(Position(axis)), b.const(index))
-        return b.contract(b.call("where", here, ref, b.const(0.0)), axis)
-
-    def _stacked(self, refs: Sequence[Ref], axis: AxisName) -> Ref:
-        b, found = self.build, refs[-1]
-        for i, ref in reversed(list(enumerate(refs[:-1]))):
-            found = b.call("where", b.call("le", b.add(Position(axis)), b.const(i)), ref, found)
-        return found
+    def _between(self, products: Ref, i: int, j: int) -> Ref:
+        """What products of the matrices take from carry ``j`` to carry ``i``."""
+        return picked(self.build, picked(self.build, products, self.rows, i), self.starts, j)
 
 
 def _chains(gates: Gates) -> list[list[bool]]:

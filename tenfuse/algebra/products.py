@@ -9,7 +9,7 @@ that is read of the state is summed over some of its axes, all that is written a
 factors with fewer axes, and the gate does not join axes summed over to axes kept.  A later
 stage that takes an earlier one's states in place (weights that take a momentum, an average of
 weights) is then one recurrence with it: its gates are a triangular matrix over the carries.
-Source: section 3.3 of Behrouz et al. 2024, "Titans: Learning to Memorize at Test Time", for
+Source: section 3.2 of Behrouz et al. 2024, "Titans: Learning to Memorize at Test Time", for
 momentum as a second linear recurrence; the joint form is derived here.
 """
 

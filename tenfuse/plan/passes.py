@@ -29,6 +29,7 @@ from tenfuse.step.program import (
     Solve,
     StepProgram,
     arguments,
+    factors,
     only_summed,
     prune,
     trimmed,
@@ -171,13 +172,11 @@ class _Splitter:
         for a in arguments(self.program.nodes[ref]):
             if a in self.dependent:
                 continue
-            found |= self._factors(a)
+            found |= {*self._factors(a)}
         return found
 
-    def _factors(self, ref: Ref) -> set[Ref]:
-        if ref not in self.inner:
-            return {ref}
-        return {f for a in arguments(self.program.nodes[ref]) for f in self._factors(a)}
+    def _factors(self, ref: Ref) -> list[Ref]:
+        return factors(self.program, ref, self.inner)
 
     def _needed(self, roots: Collection[Ref]) -> set[Ref]:
         found = set(roots)

@@ -11,7 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from tenfuse.step.program import AxisName, Const, Input, Position, Ref, StepProgram, arguments, only_summed
+from tenfuse.step.program import (
+    AxisName,
+    Const,
+    Input,
+    Position,
+    Ref,
+    StepProgram,
+    arguments,
+    factors,
+    only_summed,
+)
 
 _ROWS, _WIDE = 16, 64
 """Rows of a product's result that a warp holds, and from which on they lie so."""
@@ -76,10 +86,7 @@ def _order(program: StepProgram) -> list[Ref]:
 
 def _read(program: StepProgram, ref: Ref, inner: set[Ref]) -> list[Ref]:
     """What a node reads; of a product that is only summed, its factors."""
-    found = []
-    for a in arguments(program.nodes[ref]):
-        found += _read(program, a, inner) if a in inner else [a]
-    return found
+    return [f for a in arguments(program.nodes[ref]) for f in factors(program, a, inner)]
 
 
 __all__ = ["peak"]

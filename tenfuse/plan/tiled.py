@@ -124,9 +124,7 @@ class _Planner:
             return Way(program), make(Way(program))
         return cheapest(program, make, lambda made: sum(nanoseconds(p.kernel) for p in made))
 
-    def _passes(
-        self, way: Way, held: str, kept: tuple[int, ...], back: Adjoint | None
-    ) -> tuple[Pass, ...]:
+    def _passes(self, way: Way, held: str, kept: tuple[int, ...], back: Adjoint | None) -> tuple[Pass, ...]:
         if not self.stepped.apart:
             parts = whole(way.program, held, kept)
         else:

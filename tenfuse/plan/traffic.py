@@ -14,7 +14,7 @@ import math
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.registers import peak
 from tenfuse.plan.tile import TileKernel, timed
-from tenfuse.step.program import Contract, Ref, Solve, StepProgram, arguments, only_summed
+from tenfuse.step.program import Contract, Ref, Solve, factors, only_summed
 
 CORES = 128
 """Of the assumed card, on each of which an instance runs."""
@@ -89,8 +89,8 @@ def _work(kernel: TileKernel) -> tuple[float, float]:
     solved = set[Ref]()
     for node in program.nodes:
         if isinstance(node, Contract) and node.arg in inner:
-            factors = _factors(program, node.arg, inner)
-            entries += math.prod(extent.get(a, 1) for a in {a for f in factors for a in axes[f]})
+            over = {a for f in factors(program, node.arg, inner) for a in axes[f]}
+            entries += math.prod(extent.get(a, 1) for a in over)
         elif isinstance(node, Solve):
             solved.add(node.lower)
             entries += math.prod(extent.get(a, 1) for a in axes[node.arg] | set(node.cols))
@@ -102,12 +102,6 @@ def _spilled(kernel: TileKernel) -> int:
     warps, narrow = kernel.tiling.warps, kernel.dots in ("bf16", "f16")
     held = peak(kernel.program, dict(kernel.tiling.blocks), warps, narrow)
     return int(2 * 4 * 32 * warps * max(held - HELD, 0))
-
-
-def _factors(program: StepProgram, ref: Ref, inner: set[Ref]) -> list[Ref]:
-    if ref not in inner:
-        return [ref]
-    return [f for a in arguments(program.nodes[ref]) for f in _factors(program, a, inner)]
 
 
 __all__ = ["CORES", "HELD", "instances", "moved", "nanoseconds"]

@@ -272,6 +272,13 @@ def only_summed(program: StepProgram) -> set[Ref]:
     return found
 
 
+def factors(program: StepProgram, ref: Ref, summed: set[Ref]) -> list[Ref]:
+    """What a value of ``summed``, those that are ``only_summed``, multiplies; else the value itself."""
+    if ref not in summed:
+        return [ref]
+    return [f for a in arguments(program.nodes[ref]) for f in factors(program, a, summed)]
+
+
 def _sums(node: Node) -> bool:
     return isinstance(node, Contract) and node.op == "sum"
 
@@ -297,6 +304,7 @@ __all__ = [
     "StepProgram",
     "arguments",
     "compares",
+    "factors",
     "node_axes",
     "only_summed",
     "prune",

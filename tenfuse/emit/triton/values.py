@@ -33,6 +33,7 @@ from tenfuse.step.program import (
     Solve,
     StepProgram,
     arguments,
+    factors,
     mixed,
     only_summed,
 )
@@ -408,10 +409,7 @@ class Values:
         return Tile(total, rest)
 
     def _factors(self, ref: Ref) -> list[Ref]:
-        node = self.program.nodes[ref]
-        if ref in self.inner and isinstance(node, Pointwise):
-            return [f for a in node.args for f in self._factors(a)]
-        return [ref]
+        return factors(self.program, ref, self.inner)
 
 
 def _places_only(program: StepProgram) -> set[Ref]:
