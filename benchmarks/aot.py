@@ -3,6 +3,9 @@
     python -m benchmarks.aot            # all loops of aot_loops.py, in as many processes as cores
     python -m benchmarks.aot --quick    # every loop once, for one card
 
+What was compiled before is taken from tenfuse's cache, so that a run that was stopped goes on
+where it was, and after a change only the kernels it changed are compiled (``--again`` for all).
+
 Writes ``results/triton-aot.md`` and ``.json``: registers, spilled bytes, shared memory,
 matrix instructions and seconds to compile of each kernel on each target, and the bytes its
 pass moves over the least there is to move.  A kernel that does not compile is a row that
@@ -18,10 +21,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
+from unittest import mock
 
 import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from benchmarks.aot_compile import SHARED, compiled
@@ -49,7 +54,7 @@ def inputs(case: LoopCase, setting: tuple[tuple[str, int], ...], dtype: torch.dt
 
 
 def rows(
-    case: LoopCase, setting: tuple[tuple[str, int], ...], dtype: str, targets: list[str]
+    case: LoopCase, setting: tuple[tuple[str, int], ...], dtype: str, targets: list[str], again: bool = False
 ) -> Iterator[dict[str, Any]]:
     """One row per kernel of a loop."""
     head = {"loop": " ".join([case.name, *(f"{n}{x}" for n, x in setting)]), "dtype": dtype}
@@ -67,11 +72,13 @@ def rows(
         return
     seen: dict[str, str] = {}
     for name in PASSES:
-        yield from _pass(head | {"algorithm": report.algorithm, "pass": name}, passes[name], targets, seen)
+        yield from _pass(
+            head | {"algorithm": report.algorithm, "pass": name}, passes[name], targets, seen, again
+        )
 
 
 def _pass(
-    head: dict[str, Any], found: Pass, targets: list[str], seen: dict[str, str]
+    head: dict[str, Any], found: Pass, targets: list[str], seen: dict[str, str], again: bool
 ) -> Iterator[dict[str, Any]]:
     """A kernel that an earlier pass has too is named, not compiled again."""
     for n, launch in enumerate(found.launches):
@@ -82,7 +89,7 @@ def _pass(
             yield {**row, "same as": seen[launch.source]}
             continue
         seen[launch.source] = name
-        yield {**row, "binaries": [dataclasses.asdict(compiled(launch, t)) for t in targets]}
+        yield {**row, "binaries": [dataclasses.asdict(compiled(launch, t, again)) for t in targets]}
 
 
 def _tile(launch: Launch) -> str:
@@ -131,39 +138,57 @@ def _cell(binary: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile every generated Triton kernel without a GPU.")
-    parser.add_argument("--quick", action="store_true", help=f"first sizes and dtypes, {MAIN} only")
+    parser.add_argument("--quick", action="store_true", help=f"first sizes and dtypes, for {MAIN}")
     parser.add_argument("--only", default="", help="loops whose name contains this; writes nothing")
-    parser.add_argument("--targets", default=",".join(SHARED))
+    parser.add_argument("--targets", default="", help=f"of {', '.join(SHARED)}; all without --quick")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument("--again", action="store_true", help="compile what the cache has, too")
     parser.add_argument("--all", action="store_true", help="every size and dtype for every target: hours")
     args = parser.parse_args()
-    targets = [MAIN] if args.quick else args.targets.split(",")
+    targets = args.targets.split(",") if args.targets else [MAIN] if args.quick else [*SHARED]
+    work = [
+        (name, setting, dtype, targets if first or args.all else [MAIN], args.again)
+        for name, setting, dtype, first in _chosen(args.quick, args.only)
+    ]
+    title = "".join(f" --{n}" for n in ("quick", "all") if getattr(args, n))
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache
-        work = [
-            (name, setting, dtype, targets if first or args.all else [MAIN])
-            for name, setting, dtype, first in _chosen(args.quick, args.only)
-        ]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(args.jobs, context) as pool:
-            for made in pool.map(_job, work):
-                found += made
-                print("\n".join(markdown(made, targets).splitlines()[-len(made) :]), flush=True)
-                if not args.only:
-                    (RESULTS / "triton-aot.md").write_text(
-                        markdown(found, targets, " --quick" if args.quick else "")
-                    )
-                    write("triton-aot", found)
+    for found in _made(work, args.jobs, targets):
+        if not args.only:
+            (RESULTS / "triton-aot.md").write_text(markdown(found, targets, title))
+            write("triton-aot", found)
     failed = [r for r in found if "failed" in r or any(b["failed"] for b in r.get("binaries", ()))]
     print(f"{len(found)} kernels, {len(failed)} of them failed")
     return 1 if failed else 0
 
 
-def _job(work: tuple[str, tuple[tuple[str, int], ...], str, list[str]]) -> list[dict[str, Any]]:
+Job = tuple[str, tuple[tuple[str, int], ...], str, list[str], bool]
+
+
+def _made(work: list[Job], jobs: int, targets: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """All rows so far, in the order of ``work``, whenever those of one more loop are there."""
+    made: list[list[dict[str, Any]]] = [[] for _ in work]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+        ProcessPoolExecutor(jobs, context) as pool,
+        Progress(*columns) as progress,
+    ):
+        bar = progress.add_task("loops", total=len(work))
+        futures = {pool.submit(_job, job): n for n, job in enumerate(work)}
+        for future in as_completed(futures):
+            rows_ = made[futures[future]] = future.result()
+            lines = markdown(rows_, targets).splitlines()[-len(rows_) :]
+            progress.console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+            progress.advance(bar)
+            yield [row for one in made for row in one]
+
+
+def _job(job: Job) -> list[dict[str, Any]]:
     """The rows of one loop, in a process of its own."""
-    name, setting, dtype, targets = work
-    return list(rows(next(c for c in LOOPS if c.name == name), setting, dtype, targets))
+    name, setting, dtype, targets, again = job
+    return list(rows(next(c for c in LOOPS if c.name == name), setting, dtype, targets, again))
 
 
 def _chosen(quick: bool, only: str) -> Iterator[tuple[str, tuple[tuple[str, int], ...], str, bool]]:

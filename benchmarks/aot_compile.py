@@ -3,11 +3,16 @@
 Takes a launch that was written down and the name of a target; leaves what the binary uses.
 Arguments are specialised by Triton's own launcher code, so that the binary is the one a
 launch with these tensors would make.  What a compiler refuses is returned as a text.
+
+A result is kept in tenfuse's cache under a digest of all that it follows from: the text, what
+its arguments are known to be, the options, the target and the compilers' versions.  What was
+stopped or crashed is tried again: that may have been the machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import re
@@ -19,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.aot_launches import Launch
+from tenfuse.runtime.cache import key_of, root
 from tenfuse.step.program import compares
 
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 """Targets, and the bytes of shared memory that an instance may use there."""
 LIMIT = 60
 """Seconds after which a compiler is stopped: nobody waits longer for a kernel."""
+_STOPPED, _CRASHED = f"not compiled after {LIMIT} s", "the compiler crashed"
 _MATRIX = ("wgmma.mma_async", "tcgen05.mma", "mma.sync", "v_mfma")
 
 
@@ -42,8 +49,36 @@ class Binary:
     matrix: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def compiled(launch: Launch, target: str) -> Binary:
-    """``launch``'s kernel for ``target``, compiled anew, in a process that ends after ``LIMIT`` seconds."""
+def compiled(launch: Launch, target: str, again: bool = False) -> Binary:
+    """``launch``'s kernel for ``target``, in a process that ends after ``LIMIT`` seconds.
+
+    Taken from the cache if it is there, but for ``again``.
+    """
+    path = root() / "aot" / f"{specialised(launch, target).key()}.json"
+    found = None if again else _kept(path)
+    if found is None:
+        found = _apart(launch, target)
+        if found.failed not in (_STOPPED, _CRASHED):
+            _keep(path, found)
+    return found
+
+
+def _kept(path: Path) -> Binary | None:
+    """None, too, for what a killed process left half written."""
+    try:
+        return Binary(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _keep(path: Path, binary: Binary) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
+        file.write(json.dumps(dataclasses.asdict(binary)))
+    os.replace(file.name, path)
+
+
+def _apart(launch: Launch, target: str) -> Binary:
     import triton.compiler  # noqa: F401 (once, not in every child)
 
     ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -52,10 +87,10 @@ def compiled(launch: Launch, target: str) -> Binary:
     theirs.close()
     try:
         if not ours.poll(LIMIT):
-            return Binary(target, failed=f"not compiled after {LIMIT} s")
+            return Binary(target, failed=_STOPPED)
         return ours.recv()  # type: ignore[no-any-return]
     except EOFError:
-        return Binary(target, failed="the compiler crashed")
+        return Binary(target, failed=_CRASHED)
     finally:
         child.kill()
         child.join()
@@ -66,8 +101,23 @@ def _send(to: Any, launch: Launch, target: str) -> None:
     to.send(_compiled(launch, target))
 
 
-def _compiled(launch: Launch, target: str) -> Binary:
-    import triton
+@dataclasses.dataclass(frozen=True)
+class Specialised:
+    """What Triton compiles, and for what."""
+
+    source: Any
+    options: Any
+    gpu: Any
+    backend: Any
+
+    def key(self) -> str:
+        import triton
+
+        parts = (self.source.hash(), self.options.hash(), self.backend.hash(), triton.__version__)
+        return key_of("1", self.source.fn.src, *parts)
+
+
+def specialised(launch: Launch, target: str) -> Specialised:
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
 
@@ -81,15 +131,21 @@ def _compiled(launch: Launch, target: str) -> Binary:
     parsed, signature, constants, attributes = function._pack_args(
         backend, options, bound, specialization, options
     )
-    source = ASTSource(function, signature, constants, attributes)
+    return Specialised(ASTSource(function, signature, constants, attributes), parsed, gpu, backend)
+
+
+def _compiled(launch: Launch, target: str) -> Binary:
+    import triton
+
+    given = specialised(launch, target)
     start = time.perf_counter()
     try:
-        made = triton.compile(source, target=gpu, options=parsed.__dict__)
+        made = triton.compile(given.source, target=given.gpu, options=given.options.__dict__)
     except Exception as error:  # Triton's passes raise what they like; the table says what.
         return Binary(target, failed=f"{type(error).__name__}: {_last_line(error)}")
-    seconds = time.perf_counter() - start
-    registers, spilled = _amd(made.asm) if gpu.backend == "hip" else _nvidia(made.asm)
-    text = made.asm["amdgcn" if gpu.backend == "hip" else "ptx"]
+    seconds, amd = time.perf_counter() - start, given.gpu.backend == "hip"
+    registers, spilled = _amd(made.asm) if amd else _nvidia(made.asm)
+    text = made.asm["amdgcn" if amd else "ptx"]
     matrix = {name: text.count(name) for name in _MATRIX if name in text}
     return Binary(
         target, "", seconds, registers, spilled, made.metadata.shared, made.metadata.num_warps, matrix
