@@ -27,9 +27,10 @@ from tenfuse.capture.roll import Kept, find_loops
 from tenfuse.config import Options
 from tenfuse.emit.cpp import emit
 from tenfuse.plan.choose import ALGORITHMS, Choice, choose, sequential
-from tenfuse.plan.loop import Examples, LoopPlan
+from tenfuse.plan.loop import LoopPlan
 from tenfuse.plan.placement import Placement
 from tenfuse.plan.stepped import candidates
+from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiled import Stepped, TilePlan
 from tenfuse.reasons import DEVICE, INTERNAL, Refusal, Refused, refuse
 from tenfuse.report.registry import record

@@ -23,7 +23,7 @@ from tenfuse.algebra.certify_chunk import certify_chunk
 from tenfuse.algebra.formula import formula, letters
 from tenfuse.algebra.interval import Interval
 from tenfuse.algebra.recurrence import Recurrence
-from tenfuse.plan.loop import canonical
+from tenfuse.plan.canonical import canonical
 from tenfuse.runtime import notes
 from tenfuse.runtime.cache import key_of
 from tenfuse.step.adjoint import adjoint

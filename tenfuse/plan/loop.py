@@ -13,18 +13,19 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from tenfuse.plan.keep import cheaper_kept, keeping, reading_kept
-from tenfuse.plan.kernel import Kernel, Operand
+from tenfuse.plan.canonical import canonical
+from tenfuse.plan.keep import cheaper_kept
+from tenfuse.plan.kernel import Kernel
+from tenfuse.plan.operands import Operands, Places
 from tenfuse.plan.product import gathered, products
-from tenfuse.reasons import DTYPE, refuse
-from tenfuse.step.adjoint import Adjoint, Product, Summed, adjoint
+from tenfuse.plan.tensors import Examples, Extent, Layout
+from tenfuse.step.adjoint import Adjoint, Product, adjoint
 from tenfuse.step.axes import hint
 from tenfuse.step.program import AxisName, StepProgram, prune
-from tenfuse.step.reader import Placed, View
+from tenfuse.step.reader import Placed
 
 FORMAT = 3
 """Raised whenever the outputs of the operator change for one and the same plan."""
@@ -40,23 +41,6 @@ _RUN, _SHORT_RUN = 64, 32
 ``_TASKS`` tasks otherwise: such an axis is cut."""
 
 _TASKS = 8
-
-NAMES = {
-    torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16",
-    torch.bool: "bool", torch.complex64: "f32", torch.complex128: "f64",
-}  # fmt: skip
-
-Extent = int | tuple[AxisName, int]
-"""A static size, or a dynamic axis times a number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """A tensor the op allocates: ``[steps, *shape]``, time after ``lead`` dimensions in memory."""
-
-    shape: tuple[Extent, ...]
-    dtype: torch.dtype
-    lead: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,61 +102,9 @@ class LoopPlan:
         return hashlib.sha256(f"{FORMAT}:{canonical(self)}".encode()).hexdigest()[:32]
 
 
-def canonical(value: Any) -> str:
-    """A text that equal values share in every process."""
-    if dataclasses.is_dataclass(value):
-        inner = ",".join(f"{f.name}={canonical(getattr(value, f.name))}" for f in dataclasses.fields(value))
-        return f"{type(value).__name__}({inner})"
-    if isinstance(value, (frozenset, set)):
-        return "{" + ",".join(sorted(map(canonical, value))) + "}"
-    if isinstance(value, dict):
-        return "{" + ",".join(sorted(f"{canonical(k)}:{canonical(v)}" for k, v in value.items())) + "}"
-    if isinstance(value, (tuple, list)):
-        return "(" + ",".join(map(canonical, value)) + ")"
-    return repr(value)
-
-
-def unit_axis(tensor: torch.Tensor, view: View, lead: int) -> AxisName | None:
-    """The axis of ``view`` along which the tensor's entries are adjacent."""
-    if view.part is not None:
-        return None
-    for axis, (dim, step) in zip(view.axes, view.dims, strict=True):
-        stride = tensor.stride(dim + lead)
-        if isinstance(stride, int) and stride * step == 1:
-            return axis
-    return None
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    if dtype not in NAMES:
-        raise refuse(DTYPE, f"a tensor of the loop is {dtype}")
-    return NAMES[dtype]
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Example tensors (fake ones will do), in the order the op takes them.
-
-    ``streams`` have time first; ``exports`` are the example values of one step.  ``wide``
-    says that the step computes in double precision somewhere.
-    """
-
-    carries: Sequence[torch.Tensor]
-    streams: Sequence[torch.Tensor]
-    invariants: Sequence[torch.Tensor]
-    exports: Sequence[torch.Tensor]
-    wide: bool = False
-
-    @property
-    def compute(self) -> str:
-        """The type that a kernel computes in."""
-        doubles = (NAMES.get(t.dtype) == "f64" for t in (*self.carries, *self.exports))
-        return "f64" if self.wide or any(doubles) else "f32"
-
-
 def plan(
     program: StepProgram,
-    places: tuple[tuple[Placed, ...], tuple[Placed, ...], tuple[Placed, ...], tuple[Placed, ...]],
+    places: Places,
     examples: Examples,
     wanted: Wanted,
     reverse: bool,
@@ -190,7 +122,7 @@ def plan(
         Layout(_extents(t, [p for p in outs if p.source == i], program), t.dtype, min(lead, t.dim()))
         for i, t in enumerate(examples.exports)
     )
-    operands = _Operands(program, places, examples, exports, compute)
+    operands = Operands(program, places, examples, exports)
     forward = Kernel(program, operands.forward(False), compute, reverse)
     kept: tuple[int, ...] = ()
     saving, backward = None, None
@@ -288,164 +220,4 @@ def _dynamic(
     return tuple(sorted(found.items()))
 
 
-class _Operands:
-    """The operand lists of the kernels of one loop."""
-
-    def __init__(
-        self, program: StepProgram, places: Any, examples: Examples, exports: tuple[Layout, ...], compute: str
-    ) -> None:
-        self.program, self.examples, self.compute = program, examples, compute
-        self.carries, self.streams, self.invariants, self.outs = places
-        self.exports = exports
-
-    def _entering(self, role: str, kind: str, programs: Sequence[StepProgram], count: int) -> list[Operand]:
-        """Streams or invariants that any of the programs reads, below ``count``."""
-        places = self.streams if kind == "stream" else self.invariants
-        tensors = self.examples.streams if kind == "stream" else self.examples.invariants
-        axes: dict[int, tuple[AxisName, ...]] = {}
-        for one in programs:
-            for i, names in one.inputs(kind).items():
-                axes.setdefault(i, names)
-        lead = 1 if kind == "stream" else 0
-        return [
-            Operand(
-                role,
-                i,
-                dtype_name(tensors[places[i].source].dtype),
-                names,
-                self._renamed(unit_axis(tensors[places[i].source], places[i].view, lead), places[i], names),
-            )
-            for i, names in sorted(axes.items())
-            if i < count
-        ]
-
-    @staticmethod
-    def _renamed(unit: AxisName | None, place: Placed, names: tuple[AxisName, ...]) -> AxisName | None:
-        return None if unit is None else names[place.view.axes.index(unit)]
-
-    def _export_unit(self, j: int) -> AxisName | None:
-        """The last dimension is adjacent in memory unless time is."""
-        place, layout = self.outs[j], self.exports[self.outs[j].source]
-        if place.view.part is not None or layout.lead >= len(layout.shape):
-            return None
-        last = len(layout.shape) - 1
-        return next(
-            (a for a, p in zip(place.view.axes, place.view.dims, strict=True) if p == (last, 1)), None
-        )
-
-    def _carry_unit(self, i: int, axes: tuple[AxisName, ...]) -> AxisName | None:
-        """Of a contiguous tensor shaped like carry ``i``."""
-        place = self.carries[i]
-        last = self.examples.carries[place.source].dim() - 1
-        found = [a for a, p in zip(axes, place.view.dims, strict=True) if p == (last, 1)]
-        return found[0] if found and place.view.part is None else None
-
-    def forward(self, save: bool) -> tuple[Operand, ...]:
-        program = self.program
-        found: list[Operand] = []
-        for i, carry in enumerate(program.carries):
-            tensor = self.examples.carries[self.carries[i].source]
-            unit = unit_axis(tensor, self.carries[i].view, 0)
-            found.append(
-                Operand(
-                    "init",
-                    i,
-                    dtype_name(tensor.dtype),
-                    carry.axes,
-                    self._renamed(unit, self.carries[i], carry.axes),
-                )
-            )
-        found += self._entering("stream", "stream", [program], len(self.streams))
-        found += self._entering("constant", "invariant", [program], len(self.invariants))
-        for i, carry in enumerate(program.carries):
-            tensor = self.examples.carries[self.carries[i].source]
-            found.append(
-                Operand("final", i, dtype_name(tensor.dtype), carry.axes, self._carry_unit(i, carry.axes))
-            )
-        for j, out in enumerate(program.outs):
-            layout = self.exports[self.outs[j].source]
-            found.append(Operand("out", j, dtype_name(layout.dtype), out.axes, self._export_unit(j)))
-        if save:
-            found += self._saves()
-        return tuple(found)
-
-    def keeping(self, kept: tuple[int, ...], reverse: bool) -> Kernel:
-        """The forward kernel that writes the ``kept`` carries as they are before every step."""
-        program, count = keeping(self.program, kept), len(self.program.outs)
-        states = [self._state("out", count + n, i) for n, i in enumerate(kept)]
-        return Kernel(program, (*self.forward(False), *states), self.compute, reverse)
-
-    def _state(self, role: str, index: int, carry: int) -> Operand:
-        axes = self.program.carries[carry].axes
-        return Operand(role, index, self.compute, axes, axes[-1] if axes else None)
-
-    def backward_kept(self, back: Adjoint, kept: tuple[int, ...], reverse: bool) -> Kernel:
-        """The adjoint kernel that reads the ``kept`` carries as streams."""
-        first = len(self.streams) + len(self.outs)
-        program = reading_kept(back.program, {i: first + n for n, i in enumerate(kept)})
-        whole = self.backward(dataclasses.replace(back, program=program), reverse, 0)
-        states = [self._state("stream", first + n, i) for n, i in enumerate(kept)]
-        return dataclasses.replace(whole, operands=(*whole.operands, *states))
-
-    def _saves(self) -> list[Operand]:
-        return [
-            Operand("save", i, self.compute, c.axes, c.axes[-1] if c.axes else None)
-            for i, c in enumerate(self.program.carries)
-        ]
-
-    def backward(self, back: Adjoint, reverse: bool, chunk: int) -> Kernel:
-        program = back.program
-        recompute = prune(dataclasses.replace(self.program, outs=())) if back.needs_states else None
-        both = [p for p in (program, recompute) if p is not None]
-        count = len(self.streams)
-        found: list[Operand] = []
-        for i, carry in enumerate(program.carries):
-            tensor = self.examples.carries[self.carries[i].source]
-            found.append(
-                Operand("init", i, dtype_name(tensor.dtype), carry.axes, self._carry_unit(i, carry.axes))
-            )
-        found += self._entering("stream", "stream", both, count)
-        for i, names in program.inputs("stream").items():
-            if count <= i < count + len(self.outs):
-                layout = self.exports[self.outs[i - count].source]
-                unit = self._renamed(self._export_unit(i - count), self.outs[i - count], names)
-                found.append(Operand("stream", i, dtype_name(layout.dtype), names, unit))
-        found += self._entering("constant", "invariant", both, len(self.invariants))
-        if recompute is not None:
-            found += self._saves()
-        for i, carry in enumerate(program.carries):
-            tensor = self.examples.carries[self.carries[i].source]
-            found.append(
-                Operand(
-                    "final",
-                    i,
-                    dtype_name(tensor.dtype),
-                    carry.next_axes,
-                    self._carry_unit(i, carry.next_axes),
-                )
-            )
-        found += self._gradients(back)
-        if recompute is None:
-            return Kernel(program, tuple(found), self.compute, not reverse)
-        return Kernel(program, tuple(found), self.compute, reverse, chunk, recompute)
-
-    def _gradients(self, back: Adjoint) -> list[Operand]:
-        found = []
-        source = {out: i for i, out in back.streams.items()}
-        for k, out in enumerate(back.program.outs):
-            if k in source:
-                place = self.streams[source[k]]
-                tensor = self.examples.streams[place.source]
-                unit = self._renamed(unit_axis(dense_like(tensor), place.view, 1), place, out.axes)
-                found.append(Operand("out", k, dtype_name(tensor.dtype), out.axes, unit))
-            else:
-                found.append(Operand("out", k, self.compute, out.axes, out.axes[-1] if out.axes else None))
-        return found
-
-
-def dense_like(tensor: torch.Tensor) -> torch.Tensor:
-    """An empty tensor of the same shape, its dimensions in the same order in memory."""
-    return torch.empty_like(tensor, memory_format=torch.preserve_format)
-
-
-__all__ = ["CHUNK", "Examples", "Layout", "LoopPlan", "Product", "Summed", "Wanted", "dense_like", "plan"]
+__all__ = ["CHUNK", "FORMAT", "Backward", "LoopPlan", "Wanted", "plan"]

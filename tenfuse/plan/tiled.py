@@ -13,8 +13,9 @@ import dataclasses
 import hashlib
 import math
 
+from tenfuse.plan.canonical import canonical
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.loop import FORMAT, LoopPlan, canonical
+from tenfuse.plan.loop import FORMAT, LoopPlan
 from tenfuse.plan.partial import partial, shareable
 from tenfuse.plan.passes import Part, passes, whole
 from tenfuse.plan.tile import TileKernel

@@ -20,7 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.capture.loop import Loop, Stream
 from tenfuse.plan.choose import Choice
-from tenfuse.plan.loop import Examples, LoopPlan, Wanted, plan
+from tenfuse.plan.loop import LoopPlan, Wanted, plan
+from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiled import Stepped, TilePlan, tile_plan
 from tenfuse.reasons import NOT_BATCHABLE, Refused, refuse
 from tenfuse.rewrite.chunked import Chunked, whole_pieces

@@ -16,7 +16,8 @@ import torch
 
 from tenfuse.plan.chunked import ChunkPlan
 from tenfuse.plan.core import Core
-from tenfuse.plan.loop import Examples, LoopPlan, Wanted, plan
+from tenfuse.plan.loop import LoopPlan, Wanted, plan
+from tenfuse.plan.tensors import Examples
 from tenfuse.runtime.op import register
 from tenfuse.step.batched import Evaluator
 from tenfuse.step.program import AxisName, Input, StepProgram, arguments

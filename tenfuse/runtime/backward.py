@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from tenfuse.plan.kernel import Kernel
-from tenfuse.plan.loop import LoopPlan, dense_like
+from tenfuse.plan.loop import LoopPlan
 from tenfuse.plan.product import ROWS, SPAN, joined, summed_over
+from tenfuse.plan.tensors import dense_like
 from tenfuse.runtime.bind import (
     Bound,
     Groups,

@@ -15,7 +15,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from tenfuse.plan.kernel import Kernel
-from tenfuse.plan.loop import Layout, LoopPlan
+from tenfuse.plan.loop import LoopPlan
+from tenfuse.plan.tensors import Layout
 from tenfuse.plan.tiled import TilePlan
 from tenfuse.runtime.launch import DTYPES, Launcher
 from tenfuse.step.program import AxisName

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 import torch
 from torch._dynamo.utils import counters
 
-from tenfuse.plan.loop import Examples, canonical
+from tenfuse.plan.canonical import canonical
+from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiled import TilePlan
 from tenfuse.reasons import QUARANTINED, Refused, refuse
 from tenfuse.runtime import notes, tiled
