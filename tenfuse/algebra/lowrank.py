@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from tenfuse.algebra.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.recurrence import Affine, Stage
 from tenfuse.algebra.response import Linear, Response, apart
-from tenfuse.step.program import AxisName, CarrySpec, Contract, Input, Node, Pointwise, Ref
+from tenfuse.step.program import AxisName, CarrySpec, Contract, Input, Node, Pointwise, Ref, multiplied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,19 +282,12 @@ def _factored(
     node, inner, bound = nodes[ref], ref, frozenset[AxisName]()
     if isinstance(node, Contract) and node.op == "sum":
         inner, bound = node.arg, node.axes
-    factors = _multiplied(nodes, inner)
+    factors = multiplied(nodes, inner)
     if taken(nodes, whole := Summand(sign, tuple(factors), bound), carries) is not None:
         return whole
     if any(axes[f] - bound >= axes[ref] for f in factors):
         return Summand(sign, (ref,))
     return whole
-
-
-def _multiplied(nodes: Sequence[Node], ref: Ref) -> list[Ref]:
-    node = nodes[ref]
-    if isinstance(node, Pointwise) and node.fn == "mul":
-        return [f for a in node.args for f in _multiplied(nodes, a)]
-    return [ref]
 
 
 def _renamed(response: Response, names: Mapping[AxisName, AxisName], lift: Lift) -> Response:

@@ -13,10 +13,10 @@ import functools
 import math
 
 from tenfuse.algebra.parts import feeding, reached
+from tenfuse.plan.remake import Made, copied, part, remade
 from tenfuse.step.program import (
     AxisName,
     Builder,
-    CarrySpec,
     Const,
     Input,
     OutSpec,
@@ -25,9 +25,6 @@ from tenfuse.step.program import (
     StepProgram,
     arguments,
     prune,
-    trimmed,
-    validate,
-    with_arguments,
 )
 
 
@@ -72,25 +69,11 @@ def _core_values(whole: StepProgram, inside: set[Ref], dependent: set[Ref]) -> s
 def _program(
     whole: StepProgram, streams: tuple[Ref, ...], invariants: tuple[Ref, ...], outs: tuple[Ref, ...]
 ) -> StepProgram:
-    build, axes = Builder(), whole.axes_of()
-    place: dict[Ref, Ref] = {}
-
-    def made(i: Ref) -> Ref:
-        if i not in place:
-            node = whole.nodes[i]
-            if i in streams:
-                place[i] = build.input("stream", streams.index(i), tuple(sorted(axes[i])))
-            elif i in invariants:
-                place[i] = build.input("invariant", invariants.index(i), tuple(sorted(axes[i])))
-            else:
-                place[i] = build.add(with_arguments(node, [made(a) for a in arguments(node)]))
-        return place[i]
-
-    carries = tuple(CarrySpec(c.axes, made(c.next), c.next_axes) for c in whole.carries)
-    written = tuple(OutSpec(made(i), tuple(sorted(axes[i]))) for i in outs)
-    found = trimmed(prune(StepProgram(tuple(build.nodes), whole.sizes, carries, written)))
-    validate(found)
-    return found
+    axes = whole.axes_of()
+    read = {i: Input("stream", n, tuple(sorted(axes[i]))) for n, i in enumerate(streams)}
+    read |= {i: Input("invariant", n, tuple(sorted(axes[i]))) for n, i in enumerate(invariants)}
+    written = [OutSpec(i, tuple(sorted(axes[i]))) for i in outs]
+    return part(whole, read, whole.carries, written)
 
 
 def grouped(program: StepProgram) -> StepProgram:
@@ -99,12 +82,11 @@ def grouped(program: StepProgram) -> StepProgram:
     They are multiplied among themselves where that makes nothing larger, so that what is
     left in the core is one product of the state with one coefficient.
     """
-    dependent, build = reached(program, ("carry",)), Builder()
+    dependent = reached(program, ("carry",))
     readers: dict[Ref, int] = {}
     for node in program.nodes:
         for a in arguments(node):
             readers[a] = readers.get(a, 0) + 1
-    place: dict[Ref, Ref] = {}
 
     def factors(i: Ref, top: bool) -> list[Ref]:
         node = program.nodes[i]
@@ -112,22 +94,17 @@ def grouped(program: StepProgram) -> StepProgram:
             return [f for a in node.args for f in factors(a, False)]
         return [i]
 
-    for i, node in enumerate(program.nodes):
+    def make(build: Builder, i: Ref, place: Made) -> Ref:
         parts = factors(i, True)
-        if len(parts) > 2:
-            free = [place[f] for f in parts if f not in dependent]
-            bound = [place[f] for f in parts if f in dependent]
-            place[i] = functools.reduce(
-                lambda a, b: build.call("mul", a, b), [*_merged(build, program.sizes, free), *bound]
-            )
-        else:
-            place[i] = build.add(with_arguments(node, [place[a] for a in arguments(node)]))
-    return dataclasses.replace(
-        program,
-        nodes=tuple(build.nodes),
-        carries=tuple(dataclasses.replace(c, next=place[c.next]) for c in program.carries),
-        outs=tuple(dataclasses.replace(o, ref=place[o.ref]) for o in program.outs),
-    )
+        if len(parts) <= 2:
+            return copied(program, build, i, place)
+        free = [place[f] for f in parts if f not in dependent]
+        bound = [place[f] for f in parts if f in dependent]
+        return functools.reduce(
+            lambda a, b: build.call("mul", a, b), [*_merged(build, program.sizes, free), *bound]
+        )
+
+    return remade(program, make)
 
 
 def _merged(build: Builder, sizes: dict[AxisName, int], free: list[Ref]) -> list[Ref]:

@@ -11,18 +11,19 @@ from __future__ import annotations
 import dataclasses
 
 from tenfuse.algebra.parts import reached
+from tenfuse.plan.remake import Made, copied, remade
 from tenfuse.step.program import (
     AxisName,
     Builder,
+    Const,
+    Pointwise,
     Position,
     Ref,
     Solve,
     StepProgram,
-    arguments,
     prune,
     trimmed,
     validate,
-    with_arguments,
 )
 
 
@@ -34,39 +35,50 @@ def inverted(program: StepProgram) -> StepProgram:
     }
     if not chosen:
         return program
-    build, place, sizes = Builder(), dict[Ref, Ref](), dict(program.sizes)
-    for i, node in enumerate(program.nodes):
-        args = [place[a] for a in arguments(node)]
-        if i in chosen:
-            place[i] = _solution(build, chosen[i], args[0], args[1], sizes)
-        else:
-            place[i] = build.add(with_arguments(node, args))
-    made = dataclasses.replace(
-        program,
-        nodes=tuple(build.nodes), sizes=sizes,
-        carries=tuple(dataclasses.replace(c, next=place[c.next]) for c in program.carries),
-        outs=tuple(dataclasses.replace(o, ref=place[o.ref]) for o in program.outs),
-    )  # fmt: skip
-    made = trimmed(prune(made))
+    sizes = dict(program.sizes)
+
+    def make(build: Builder, i: Ref, place: Made) -> Ref:
+        if i not in chosen:
+            return copied(program, build, i, place)
+        return _solution(build, chosen[i], place[chosen[i].lower], place[chosen[i].arg], sizes)
+
+    made = trimmed(prune(dataclasses.replace(remade(program, make), sizes=sizes)))
     validate(made)
     return made
 
 
 def is_inverse(program: StepProgram, ref: Ref) -> bool:
-    """Whether a node is an inverse that ``inverted`` has made."""
+    """Whether a node solves a system for every column of the identity."""
     node = program.nodes[ref]
     if not isinstance(node, Solve):
         return False
-    return {_third(a) for a in node.rows} <= program.axes_of()[node.arg]
+    chosen = program.nodes[node.arg]
+    if not isinstance(chosen, Pointwise) or chosen.fn != "where":
+        return False
+    if [program.nodes[a] for a in chosen.args[1:]] != [Const(1.0), Const(0.0)]:
+        return False
+    rows, same = {*node.rows}, _diagonal(program, chosen.args[0])
+    columns = [b for pair in same for b in pair - rows]
+    if any(len(pair) != 2 or len({program.sizes[a] for a in pair}) != 1 for pair in same):
+        return False
+    return len(same) == len(rows) == len({*columns}) and {a for p in same for a in p} == rows | {*columns}
 
 
-def _third(axis: AxisName) -> AxisName:
-    return f"{axis}~e"
+def _diagonal(program: StepProgram, ref: Ref) -> list[frozenset[AxisName]]:
+    """The axes that a condition asks to be at one position, in pairs; none if it asks for anything else."""
+    node = program.nodes[ref]
+    if not isinstance(node, Pointwise):
+        return []
+    if node.fn == "logical_and":
+        parts = [_diagonal(program, a) for a in node.args]
+        return [pair for part in parts for pair in part] if all(parts) else []
+    places = [n.axis for n in (program.nodes[a] for a in node.args) if isinstance(n, Position)]
+    return [frozenset(places)] if node.fn == "eq" and len(places) == 2 else []
 
 
 def _solution(build: Builder, node: Solve, lower: Ref, arg: Ref, sizes: dict[AxisName, int]) -> Ref:
     """The inverse's rows, or columns if transposed, times ``arg``."""
-    third = {a: _third(a) for a in node.rows}
+    third = {a: f"{a}~e" for a in node.rows}
     sizes |= {e: sizes[a] for a, e in third.items()}
     inverse = build.add(Solve(lower, _identity(build, third), node.rows, node.cols))
     columns = dict(zip(node.rows, node.cols, strict=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
+from tenfuse.plan.remake import Made, remade
 from tenfuse.step.program import (
     AxisName,
     Builder,
@@ -120,21 +121,17 @@ def _guarded(program: StepProgram, once: dict[AxisName, set[tuple[Ref, Ref]]]) -
     pairs = {p for found in once.values() for p in found}
     if not pairs:
         return program
-    build, place = Builder(), dict[Ref, Ref]()
-    for i, node in enumerate(program.nodes):
+
+    def make(build: Builder, i: Ref, place: Made) -> Ref:
         args = []
-        for a in arguments(node):
+        for a in arguments(program.nodes[i]):
             if (i, a) in pairs:
                 args.append(build.call("where", build.add(FIRST), place[a], build.const(0.0)))
             else:
                 args.append(place[a])
-        place[i] = build.add(with_arguments(node, args))
-    made = dataclasses.replace(
-        program,
-        nodes=tuple(build.nodes),
-        carries=tuple(dataclasses.replace(c, next=place[c.next]) for c in program.carries),
-        outs=tuple(dataclasses.replace(o, ref=place[o.ref]) for o in program.outs),
-    )
+        return build.add(with_arguments(program.nodes[i], args))
+
+    made = remade(program, make)
     validate(made)
     return made
 

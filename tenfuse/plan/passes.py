@@ -11,30 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 
 from tenfuse.algebra.parts import feeding, reached
 from tenfuse.plan.inverse import is_inverse
 from tenfuse.plan.keep import keeping
+from tenfuse.plan.remake import part
 from tenfuse.step.program import (
     AxisName,
-    Builder,
-    CarrySpec,
     Contract,
     Input,
     OutSpec,
     Ref,
-    Rename,
     Scan,
     Solve,
     StepProgram,
     arguments,
     factors,
     only_summed,
-    prune,
-    trimmed,
-    validate,
-    with_arguments,
 )
 
 COSTLY = 1 << 12
@@ -92,8 +86,10 @@ class _Splitter:
         self.dependent = reached(program, ("carry",))
         self.core = feeding(program) & self.dependent
         self.inner = only_summed(program)
-        self.inverses = {i for i in range(len(program.nodes)) if is_inverse(program, i)} - self.dependent
-        self.solved = self.inverses or self._above(lambda n: isinstance(n, Solve))
+        systems = {i for i, n in enumerate(program.nodes) if isinstance(n, Solve)} - self.dependent
+        only = all(is_inverse(program, i) for i in systems)
+        self.inverses = systems if only else set[Ref]()
+        self.solved = systems if only else self._above(lambda n: isinstance(n, Solve))
         self.costly = self._costly()
 
     def run(self, within: Collection[Group]) -> tuple[Part, ...]:
@@ -192,7 +188,7 @@ class _Splitter:
             return ()
         outs = [OutSpec(r, tuple(sorted(self.axes[r]))) for r in cross]
         names = tuple(("cross", m) for m in range(len(cross)))
-        return (Part(self._program({}, outs, ()), names, True),)
+        return (Part(part(self.program, {}, (), outs), names, True),)
 
     def _recurrence(self, cross: list[Ref], passed: list[Ref], inside: list[int], all_kept: bool) -> Part:
         """``all_kept`` says that what is behind may read any of the carries."""
@@ -202,7 +198,7 @@ class _Splitter:
         carries = self.program.carries
         states = [*range(len(carries))] if all_kept else [*self.kept]
         carried = [(Input("carry", i, carries[i].axes), i) for i in states]
-        made = self._program(self._read(cross), outs, carries, [node for node, _ in carried])
+        made = part(self.program, self._read(cross), carries, outs, [node for node, _ in carried])
         return Part(made, (*names, *((self.held, i) for _, i in carried)), False)
 
     def _behind(self, cross: list[Ref], passed: list[Ref], outside: list[int]) -> tuple[Part, ...]:
@@ -215,7 +211,7 @@ class _Splitter:
             found.setdefault(self.group(self.program.outs[j]), []).append(j)
         return tuple(
             Part(
-                self._program(read, [self.program.outs[j] for j in chosen], ()),
+                part(self.program, read, (), [self.program.outs[j] for j in chosen]),
                 tuple(("out", j) for j in chosen),
                 True,
             )
@@ -232,35 +228,6 @@ class _Splitter:
 
     def _read(self, cross: list[Ref]) -> dict[Ref, Input]:
         return {r: Input("cross", m, tuple(sorted(self.axes[r]))) for m, r in enumerate(cross)}
-
-    def _program(
-        self,
-        read: Mapping[Ref, Input],
-        outs: Sequence[OutSpec],
-        carries: tuple[CarrySpec, ...],
-        states: Collection[Input] = (),
-    ) -> StepProgram:
-        build, place = Builder(), dict[Ref, Ref]()
-        roots = [o.ref for o in outs] + [c.next for c in carries]
-        needed = set(roots)
-        for i in reversed(range(len(self.program.nodes))):
-            if i in needed and i not in read:
-                needed |= set(arguments(self.program.nodes[i]))
-        for i in sorted(needed):
-            node = read.get(i, self.program.nodes[i])
-            if isinstance(node, Rename):
-                place[i] = build.rename(place[node.arg], dict(node.names))
-            else:
-                place[i] = build.add(with_arguments(node, [place[a] for a in arguments(node)]))
-        specs = tuple(dataclasses.replace(o, ref=place[o.ref]) for o in outs)
-        specs += tuple(OutSpec(build.add(node), node.axes) for node in states)
-        made = StepProgram(
-            tuple(build.nodes), self.program.sizes,
-            tuple(dataclasses.replace(c, next=place[c.next]) for c in carries), specs, self.program.dynamic,
-        )  # fmt: skip
-        made = trimmed(prune(made))
-        validate(made)
-        return made
 
 
 def _batch(program: StepProgram) -> frozenset[str]:

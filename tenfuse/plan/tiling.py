@@ -20,11 +20,11 @@ from tenfuse.step.program import (
     AxisName,
     Contract,
     Pointwise,
-    Ref,
     Scan,
     Solve,
     StepProgram,
     mixed,
+    multiplied,
     only_summed,
 )
 
@@ -163,7 +163,7 @@ def _matrices(program: StepProgram) -> bool:
     axes = program.axes_of()
     for node in program.nodes:
         if isinstance(node, Contract):
-            own = [axes[f] - node.axes for f in _factors(program, node.arg)]
+            own = [axes[f] - node.axes for f in multiplied(program.nodes, node.arg)]
             if any(a - b and b - a for a in own for b in own):
                 return True
     return False
@@ -189,19 +189,12 @@ def _multiplied(program: StepProgram, one: AxisName, other: AxisName) -> bool:
     axes = program.axes_of()
     for node in program.nodes:
         if isinstance(node, Contract) and {one, other} <= axes[node.arg] - node.axes:
-            factors = [axes[f] for f in _factors(program, node.arg)]
+            factors = [axes[f] for f in multiplied(program.nodes, node.arg)]
             if any(one in a and other not in a for a in factors) and any(
                 other in a and one not in a for a in factors
             ):
                 return True
     return False
-
-
-def _factors(program: StepProgram, ref: Ref) -> list[Ref]:
-    node = program.nodes[ref]
-    if isinstance(node, Pointwise) and node.fn == "mul":
-        return [f for a in node.args for f in _factors(program, a)]
-    return [ref]
 
 
 def _vector(

@@ -279,6 +279,14 @@ def factors(program: StepProgram, ref: Ref, summed: set[Ref]) -> list[Ref]:
     return [f for a in arguments(program.nodes[ref]) for f in factors(program, a, summed)]
 
 
+def multiplied(nodes: Sequence[Node], ref: Ref) -> list[Ref]:
+    """The factors of a product of any depth; the value itself if it is none."""
+    node = nodes[ref]
+    if isinstance(node, Pointwise) and node.fn == "mul":
+        return [f for a in node.args for f in multiplied(nodes, a)]
+    return [ref]
+
+
 def _sums(node: Node) -> bool:
     return isinstance(node, Contract) and node.op == "sum"
 
@@ -305,6 +313,7 @@ __all__ = [
     "arguments",
     "compares",
     "factors",
+    "multiplied",
     "node_axes",
     "only_summed",
     "prune",

@@ -11,7 +11,7 @@ from tenfuse.plan.inverse import inverted, is_inverse
 from tenfuse.plan.passes import groups, passes
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import adjoint
-from tenfuse.step.program import Solve
+from tenfuse.step.program import Builder, OutSpec, Position, Solve, StepProgram
 from tests.algebra.chunks import exact
 from tests.algebra.loops import LOOPS, program_of
 
@@ -93,3 +93,38 @@ def test_all_in_the_recurrence_is_one_pass_without_systems():
     program, _ = chunked(next(n for n in NAMES if not any(isinstance(x, Solve) for x in chunked(n)[0].nodes)))
     (part,) = passes(program, "state", (), (), groups(program))
     assert not part.parallel and len(part.names) == len(program.outs)
+
+
+def system(right):
+    """(I + lower) z = what ``right`` makes of the rows and columns, times 1 or 0."""
+    build = Builder()
+    lower = build.input("stream", 0, ("t", "s"))
+    return build, build.add(Solve(lower, right(build), ("t",), ("s",)))
+
+
+def choosing(fn, one, other, yes=1.0, no=0.0):
+    def right(build):
+        same = build.call(fn, build.add(Position(one)), build.add(Position(other)))
+        return build.call("where", same, build.const(yes), build.const(no))
+
+    return right
+
+
+@pytest.mark.parametrize(
+    "right, found",
+    [
+        (choosing("eq", "t", "e"), True),
+        (choosing("eq", "e", "t"), True),
+        (choosing("ge", "t", "e"), False),
+        (choosing("eq", "t", "e", 2.0), False),
+        (choosing("eq", "t", "e", 0.0, 1.0), False),
+        (choosing("eq", "t", "short"), False),
+        (choosing("eq", "e", "f"), False),
+        (lambda build: build.input("stream", 1, ("t", "e")), False),
+    ],
+)
+def test_an_inverse_is_known_by_what_it_solves(right, found):
+    build, solved = system(right)
+    sizes = {"t": 4, "s": 4, "e": 4, "f": 4, "short": 3}
+    made = StepProgram(tuple(build.nodes), sizes, (), (OutSpec(solved, tuple(sorted(build.axes[solved]))),))
+    assert is_inverse(made, solved) == found

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from tenfuse.emit.triton.functions import DTYPES, PREAMBLE, stored
 from tenfuse.emit.triton.matrices import called
 from tenfuse.emit.triton.scans import mirrored
-from tenfuse.emit.triton.small import LARGEST, combine
+from tenfuse.emit.triton.small import MOST_ROWS, combine
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen
 from tenfuse.emit.triton.values import Values
 from tenfuse.emit.triton.writer import Writer
@@ -28,7 +28,7 @@ JIT = '@triton.jit(do_not_specialize=["steps", "count"])'
 
 def emit(kernel: TileKernel, far: bool = False) -> str:
     """The source of a module with the kernel as ``kernel``; ``far`` memory has 64-bit offsets."""
-    matrices = "".join(combine(rows) for rows in range(2, LARGEST + 1))
+    matrices = "".join(combine(rows) for rows in range(2, MOST_ROWS + 1))
     text = "\n".join(_Emitter(kernel, far).run())
     return f"{HEADER}\n{PREAMBLE}{matrices}{called(text)}\n\n{text}\n"
 

@@ -26,7 +26,7 @@ from tenfuse.step.program import (
     StepProgram,
 )
 
-LARGEST = 3
+MOST_ROWS = 3
 """Rows of a matrix whose entries are tiles of their own: there are as many as its square."""
 
 
@@ -42,7 +42,7 @@ def small(program: StepProgram) -> frozenset[AxisName]:
     found: set[AxisName] = set()
     for n in scans:
         rows = math.prod(program.sizes[a] for a in n.rows)
-        if rows > LARGEST or not {*n.rows, *n.cols} <= able:
+        if rows > MOST_ROWS or not {*n.rows, *n.cols} <= able:
             return frozenset()
         found |= {*n.rows, *n.cols}
     return frozenset(a for g in groups if g & found for a in g)
@@ -119,4 +119,4 @@ def combine(rows: int) -> str:
     )
 
 
-__all__ = ["LARGEST", "combine", "known", "places", "powers", "small"]
+__all__ = ["MOST_ROWS", "combine", "known", "places", "powers", "small"]

@@ -14,10 +14,10 @@ from tenfuse.emit.triton.functions import COMPARE, DTYPES, LOGIC, TRUTHS, numeri
 from tenfuse.emit.triton.ordered import Ordered
 from tenfuse.emit.triton.products import Products
 from tenfuse.emit.triton.scans import is_product, together
-from tenfuse.emit.triton.schedule import schedule
 from tenfuse.emit.triton.small import known, places, powers, small
 from tenfuse.emit.triton.tile import Space, Tile, is_literal, literal, seen
 from tenfuse.emit.triton.writer import Writer
+from tenfuse.plan.schedule import schedule
 from tenfuse.step.program import (
     AxisName,
     Const,
