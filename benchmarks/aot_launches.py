@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-import tenfuse.backend
+import tenfuse.surroundings
 from tenfuse.plan.tile import TileKernel
 from tenfuse.plan.traffic import moved
 from tenfuse.report.report import LoopReport
@@ -114,7 +114,7 @@ def _writing(passes: dict[str, Pass], longer: int) -> Iterator[None]:
         current[0].launches.append(made)
 
     with (
-        mock.patch.object(tenfuse.backend, "interpreting", lambda: True),
+        mock.patch.object(tenfuse.surroundings, "interpreting", lambda: True),
         mock.patch.object(canary, "trial", lambda plan, given: None),  # nothing is computed to be tried
         mock.patch.object(tiled, "run_forward", forward),
         mock.patch.object(tiled, "run_backward", backward),

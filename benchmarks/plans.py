@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
-import tenfuse.backend
+import tenfuse.fuse
 from benchmarks import measure
 from benchmarks.cpu import plain_table, write
 from reference.case import gate, normal, unit
@@ -91,7 +91,7 @@ def _compiled(loop: Callable[..., Tensor], length: int) -> Callable[..., Tensor]
     run = torch.compile(copy, backend="tenfuse", options=STRICT, dynamic=False)
 
     def call(*inputs: Tensor) -> Tensor:
-        with mock.patch.object(tenfuse.backend, "choose", chosen):
+        with mock.patch.object(tenfuse.fuse, "choose", chosen):
             return run(*inputs)
 
     return call

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from tenfuse.backend import _autocast
 from tenfuse.capture import door
 from tenfuse.capture.functional import functionalize
 from tenfuse.capture.roll import Kept, find_loops
@@ -15,6 +14,7 @@ from tenfuse.step.adjoint import adjoint
 from tenfuse.step.fission import split
 from tenfuse.step.normalize import normalize
 from tenfuse.step.reader import read
+from tenfuse.surroundings import autocast
 
 
 def steps_of(model, *inputs):
@@ -31,7 +31,7 @@ def reads_of(model, *inputs):
         copy = functionalize(gm)
         for loop in find_loops(copy):
             if not isinstance(loop, Kept):
-                aten = normalize(loop, _autocast(loop, copy))
+                aten = normalize(loop, autocast(loop, copy))
                 if aten.live:
                     found.append((read(aten, split(aten, Placement())), aten.graph))
         return restore(gm).forward

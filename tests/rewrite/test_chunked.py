@@ -10,7 +10,7 @@ import torch
 
 import tenfuse.testing
 from reference import CASES
-from tenfuse import backend
+from tenfuse import fuse
 from tenfuse.algebra.chunk import Unchunkable
 from tenfuse.plan.choose import ALGORITHMS, SHORT, Choice, Cost, choose
 from tenfuse.plan.chunked import ChunkPlan
@@ -50,7 +50,7 @@ def chunks_of(monkeypatch):
             name = ALGORITHMS.get(recurrence.form, "sequential")
             return Choice(name, Cost(0, 0, 0, 0.0), plan)
 
-        monkeypatch.setattr(backend, "choose", chosen)
+        monkeypatch.setattr(fuse, "choose", chosen)
 
     return of
 
