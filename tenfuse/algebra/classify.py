@@ -122,10 +122,12 @@ def _places(stage: Evidence, part: Part) -> frozenset[int]:
 def _splits(stage: Evidence, part: Part, spec: CarrySpec) -> bool:
     """Whether the coefficient is u w^T: no factor has a contracted and a produced axis.
 
-    The other axes of the carry must be in place.
+    The other axes of the carry must be in place, so a state of another rank is not written so.
     """
     source = carry_of(stage.build, part.source)
     assert source is not None
+    if len(source.axes) != len(spec.next_axes):
+        return False
     pairs = list(zip(source.axes, spec.next_axes, strict=True))
     produced = {b for a, b in pairs if a in part.contracted}
     if any(a != b for a, b in pairs if a not in part.contracted):

@@ -354,6 +354,20 @@ def test_momentum_beside_a_memory_is_of_low_rank_as_long_as_the_correction_is():
     assert corrected(through="tanh").form == "nonlinear"
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_matrix_and_a_vector_that_read_each_other_are_dense(first):
+    """Their updates contract the same place of a state, but there is no place that both have."""
+    b, matrix, vector = Builder(), ("b", "k", "v"), ("b", "v")
+    s, h = b.input("carry", first, matrix), b.input("carry", 1 - first, vector)
+    key, query = b.input("stream", 0, ("b", "k")), b.input("stream", 1, ("b", "v"))
+    answer = b.contract(b.call("mul", query, h), "v")
+    write = b.call("mul", b.call("mul", key, query), answer)
+    read = b.contract(b.call("mul", key, s), "k")
+    carries = [CarrySpec(matrix, b.call("add", s, write), matrix), CarrySpec(vector, read, vector)]
+    carries = carries[::-1] if first else carries
+    assert rebuilt(StepProgram(tuple(b.nodes), SIZES, tuple(carries), ()))[0].form == "dense"
+
+
 def test_a_complex_tensor_is_one_elementwise_carry():
     b = Builder()
     h, g = b.input("carry", 0, ("k",)), b.input("carry", 1, ("k",))
