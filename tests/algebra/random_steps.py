@@ -59,7 +59,7 @@ def _linear(rng, b, state, free):
     x, y = rng.choice(state), rng.choice(state if rng.random() < 0.4 else free)
     kind = rng.random()
     if kind < 0.25:
-        gone = sorted(a for a in b.axes[x] if rng.random() < 0.5)
+        gone = [a for a in sorted(b.axes[x]) if rng.random() < 0.5]
         return b.contract(b.call("mul", x, b.const(0.5)), *gone) if gone else None
     if kind < 0.3:
         return b.call(rng.choice(("neg", "cut")), x)
@@ -81,7 +81,7 @@ def _ring(rng, b, state, free, ring):
     x, y = rng.choice(state), rng.choice(state if rng.random() < 0.4 else free)
     kind = rng.random()
     if kind < 0.2 and plus in ("maximum", "minimum"):
-        gone = sorted(a for a in b.axes[x] if rng.random() < 0.5)
+        gone = [a for a in sorted(b.axes[x]) if rng.random() < 0.5]
         return b.contract(x, *gone, op=plus[:3]) if gone else None
     if kind < 0.6:
         return b.call(times, x, rng.choice(free))

@@ -48,7 +48,7 @@ def draw(seed):
                 pool.append(add(b.call(rng.choice(BINARY), x, y), axes[x] | axes[y]))
         else:
             x = rng.choice(pool)
-            gone = sorted(a for a in axes[x] if rng.random() < (0.6 if a != "b" else 0.1))
+            gone = [a for a in sorted(axes[x]) if rng.random() < (0.6 if a != "b" else 0.1)]
             if gone:
                 scaled = b.call("mul", x, b.const(1.0 / max(1, sizes[gone[0]])))
                 op = "max" if rng.random() < 0.15 else "sum"
