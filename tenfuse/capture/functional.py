@@ -5,7 +5,8 @@ Takes a Dynamo graph; leaves a copy in which no node changes a tensor, with a ``
 written become the written value, so a state kept in a buffer turns into an ordinary
 value handed from step to step.  A tensor written in a way that has no functional form
 (resized, written through two graph inputs that share memory) is left as it is, and the
-nodes that write it are ``Record.opaque``: no loop may contain them.
+nodes that write it are ``Record.opaque``: no loop may contain them.  So are writes made
+while gradients are off to a tensor that has some: they leave its derivative as it was.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch.fx as fx
 from tenfuse.capture import growing
 from tenfuse.capture.families import Box, sliced, whole
 from tenfuse.capture.loop import ViewOp
+from tenfuse.capture.quiet import quiet, wants
 from tenfuse.capture.record import KEY, Record, Views, put, written
 from tenfuse.capture.versions import Storage
 from tenfuse.capture.views import (
@@ -67,6 +69,14 @@ class _Copier:
         self.resolved: dict[fx.Node, tuple[int, fx.Node]] = {}
         self.opaque_storages: set[int] = set()
         self._survey()
+        self.quiet = quiet(self.nodes)
+        self.tracked = {r for n, r in self.record.root.items() if wants(n)}
+        """Roots of tensors with gradients."""
+        self.tracked |= {
+            self.record.root[w[0]]
+            for n, w in self.writes.items()
+            if n not in self.quiet and w[0] in self.record.root and any(map(wants, n.all_input_nodes))
+        }
 
     # which tensors are written, and can each node touching them be explained? ----------
 
@@ -253,7 +263,7 @@ class _Copier:
                 self.record.born[made] = self.now
                 self.record.fresh.add(made)
                 if node in self.writes:
-                    self.record.opaque.add(made)
+                    self.record.opaque[made] = ""
                 if self.record.root.get(node) is node:
                     self.state[node] = Storage(node, made, made)
                     self.chain[node] = ()
@@ -403,6 +413,8 @@ class _Copier:
         self, node: fx.Node, state: Storage, target: fx.Node, chain: tuple[ViewOp, ...], box: Box, value: Any
     ) -> None:
         """Record that ``value`` now stands in the slice ``chain`` of the root."""
+        if node in self.quiet and wants(value):
+            value = self._detached(node, value)
         known = value if isinstance(value, fx.Node) else None
         if not chain:
             assert known is not None
@@ -417,9 +429,18 @@ class _Copier:
             version.meta["example_value"] = value_of(state.root)
             self.record.holder[version] = state.root
         state.write(box, known, version)
+        if node in self.quiet and state.root in self.tracked:
+            self.record.opaque[version] = "a tensor with gradients is written while gradients are off"
         at = self.record.order[node]
         self.record.versions[state.root].append((at, version))
         self.record.origin.setdefault(version, node)
+
+    def _detached(self, node: fx.Node, value: fx.Node) -> fx.Node:
+        """``value`` as it enters a tensor while gradients are off."""
+        with self.ssa.inserting_after(value):
+            made = self._emit(node, "call_method", "detach", (value,))
+        made.meta["example_value"] = value_of(value).detach()
+        return made
 
     def _place(self, value: fx.Node | None, current: fx.Node) -> Any:
         """A slice is written as soon as its value is known, wherever the user put the line."""

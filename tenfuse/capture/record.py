@@ -58,8 +58,8 @@ class Record:
     """Node of ``graph`` touching a written tensor -> the node that made that tensor."""
     versions: dict[fx.Node, list[tuple[float, fx.Node]]] = dataclasses.field(default_factory=dict)
     """Root -> (position, SSA value of the whole tensor) after each write, in order."""
-    opaque: set[fx.Node] = dataclasses.field(default_factory=set)
-    """SSA nodes that write in place in a way that has no functional form."""
+    opaque: dict[fx.Node, str] = dataclasses.field(default_factory=dict)
+    """SSA node that writes in place in a way that has no functional form -> why, if not by an alias."""
     spliced: dict[fx.Node, fx.Node] = dataclasses.field(default_factory=dict)
     """SSA node -> node of ``graph`` that holds its value now that its loop is gone."""
     slices: dict[fx.Node, tuple[fx.Node, int]] = dataclasses.field(default_factory=dict)

@@ -275,8 +275,7 @@ class _Finder:
                 return None
             self.failed.add(key)
             try:
-                if self._opaque_inside(segment):
-                    raise reasons.refuse(reasons.ALIASED_WRITE, "", where(self.seq.nodes[segment.start]))
+                self._refuse_opaque(segment)
                 built = build(self.seq, self.ops, self.record, segment)
                 self._check_order(built.loop)
                 evidence = prove(built.loop)
@@ -302,9 +301,11 @@ class _Finder:
             if fixed and node not in ours and node not in rec.idle:
                 raise reasons.refuse(reasons.ALIASED_WRITE, "", where(node))
 
-    def _opaque_inside(self, segment: Segment) -> bool:
+    def _refuse_opaque(self, segment: Segment) -> None:
         lo, hi = np.searchsorted(self.opaque, [segment.start, segment.stop])
-        return bool(hi > lo)
+        if hi > lo:
+            node = self.seq.nodes[self.opaque[lo]]
+            raise reasons.refuse(reasons.ALIASED_WRITE, self.record.opaque[node], where(node))
 
     def _span(self, segment: Segment) -> Span:
         nodes = self.seq.nodes[segment.start : segment.stop]

@@ -103,7 +103,14 @@ def _outside(target: Any) -> Callable[..., Any]:
         return torch.Tensor.detach
     if target is aten.sym_size.int:
         return torch.Tensor.size  # the operator has no rule for batches
-    return target  # type: ignore[no-any-return]
+    return _select_scatter if target is aten.select_scatter.default else target  # type: ignore[no-any-return]
+
+
+def _select_scatter(base: torch.Tensor, value: torch.Tensor, dim: int, index: int) -> torch.Tensor:
+    """Batched, torch's own operator passes twice the gradient to ``value`` (2.11 and 2.13)."""
+    at = index % base.shape[dim]
+    found: torch.Tensor = torch.slice_scatter(base, value.unsqueeze(dim), dim, at, at + 1)
+    return found
 
 
 def requires_grad(step: Aten, leaves: dict[fx.Node, bool]) -> dict[fx.Node, bool]:
@@ -245,8 +252,16 @@ class _Assembly:
             finals, exports = self._kernel(env, stacked, inits, steps)
             stacked |= exports
             stacked |= self._after(env, stacked)
+        last = [self._final(i, finals, env, stacked, steps) for i in range(len(self.loop.carries))]
         ys = [self._stack(y, env, stacked, steps) for y in self.step.ys]
-        return [*(self._final(i, finals, env, stacked, steps) for i in range(len(self.loop.carries))), *ys]
+        return [
+            self._cut(n, v) for n, v in zip((*self.step.nexts, *self.step.ys), (*last, *ys), strict=True)
+        ]
+
+    def _cut(self, node: fx.Node, value: torch.Tensor) -> torch.Tensor:
+        """A result no gradient leads through, beside some that have one: the kernel's outputs are alike."""
+        smooth = value.is_floating_point() or value.is_complex()
+        return value.detach() if smooth and self.grads and not self.grads.get(node, False) else value
 
     def _before(
         self, static: dict[fx.Node, Any], streams: dict[fx.Node, torch.Tensor]

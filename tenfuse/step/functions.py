@@ -59,12 +59,18 @@ def _where(b: Builder, g: Ref, x: tuple[Ref, ...], y: Ref, i: int) -> Ref | None
     return None if i == 0 else b.call("where", x[0], *((g, zero) if i == 1 else (zero, g)))
 
 
-def _extreme(b: Builder, g: Ref, x: tuple[Ref, ...], y: Ref, i: int) -> Ref:
-    """Maximum and minimum: the argument that equals the result; half each at a tie."""
-    other = b.call("eq", x[0], x[1])
-    mine = b.call("eq", x[i], y)
-    half = b.call("mul", g, b.const(0.5))
-    return b.call("where", other, half, b.call("where", mine, g, b.const(0.0)))
+def _extreme(loses: tuple[str, str]) -> Vjp:
+    """Maximum and minimum: the argument that does not lose; half each at a tie.
+
+    Against NaN nothing loses, and each argument gets the whole gradient, as in torch.
+    """
+
+    def vjp(b: Builder, g: Ref, x: tuple[Ref, ...], y: Ref, i: int) -> Ref:
+        half = b.call("mul", g, b.const(0.5))
+        lost = b.call(loses[i], x[0], x[1])
+        return b.call("where", b.call("eq", x[0], x[1]), half, b.call("where", lost, b.const(0.0), g))
+
+    return vjp
 
 
 def _clamp(keeps: str, replaces: str) -> Vjp:
@@ -155,8 +161,8 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "atan2": Function(2, torch.atan2, _times(_atan2)),
     "pow": Function(2, torch.pow, _pow),
-    "maximum": Function(2, torch.maximum, _extreme),
-    "minimum": Function(2, torch.minimum, _extreme),
+    "maximum": Function(2, torch.maximum, _extreme(("lt", "gt"))),
+    "minimum": Function(2, torch.minimum, _extreme(("gt", "lt"))),
     "logaddexp": Function(2, torch.logaddexp, _times(_logaddexp)),
     "clamp_min": Function(2, torch.maximum, _clamp("ge", "lt")),
     "clamp_max": Function(2, torch.minimum, _clamp("le", "gt")),
