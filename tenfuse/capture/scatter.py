@@ -74,11 +74,14 @@ def _select(dim: int, index: int) -> Simple:
     )
 
 
-def _slice(dim: int, start: int, stop: int) -> Simple:
-    return (
-        lambda x: x.narrow(dim, start, stop - start),
-        lambda x, y: torch.slice_scatter(x, y, dim, start, stop),
-    )
+def _slice(dim: int, start: int, stop: int, step: int = 1) -> Simple:
+    if step == 1:
+        return (
+            lambda x: x.narrow(dim, start, stop - start),
+            lambda x, y: torch.slice_scatter(x, y, dim, start, stop),
+        )
+    index = (*[slice(None)] * dim, slice(start, stop, step))
+    return lambda x: x[index], lambda x, y: torch.slice_scatter(x, y, dim, start, stop, step)
 
 
 def _unsqueeze(dim: int) -> Simple:
@@ -90,7 +93,7 @@ def _transpose(i: int, j: int) -> Simple:
 
 
 def _index(index: Any, base: torch.Tensor) -> list[Simple] | None:
-    """A basic index as selects, slices of step 1 and new dimensions."""
+    """A basic index as selects, slices and new dimensions."""
     items = list(index) if isinstance(index, tuple) else [index]
     if not all(
         i is None or i is Ellipsis or (isinstance(i, (int, slice)) and not isinstance(i, bool)) for i in items
@@ -113,9 +116,9 @@ def _index(index: Any, base: torch.Tensor) -> list[Simple] | None:
             chain.append(_select(dim, item))
             continue
         if not (item.start is None and item.stop is None and item.step is None):
-            if not isinstance(size, int) or item.step not in (None, 1):
+            if not isinstance(size, int):
                 return None
-            start, stop, _ = item.indices(size)
-            chain.append(_slice(dim, start, max(start, stop)))
+            start, stop, step = item.indices(size)
+            chain.append(_slice(dim, start, max(start, stop), step))
         dim += 1
     return chain

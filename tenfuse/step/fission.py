@@ -131,6 +131,19 @@ def _shows_outer(node: fx.Node) -> bool:
     return _is_outer(shown) or (shown.target in (*_VIEWS, *_BROADCASTS) and _shows_outer(shown))
 
 
+def _pointwise(node: fx.Node) -> bool:
+    """Whether the operands broadcast to the result: every size of it is one of theirs, the rest are 1."""
+    made = node.meta["val"].shape
+    shapes = [a.meta["val"].shape for a in node.all_input_nodes]
+    if any(len(s) > len(made) for s in shapes):
+        return False
+    for back, size in enumerate(reversed(made), 1):
+        given = [s[-back] for s in shapes if len(s) >= back]
+        if any(g != size and g != 1 for g in given) or not any(g == size for g in given):
+            return False
+    return True
+
+
 def _has_rule(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor) and not (
@@ -225,10 +238,7 @@ def _absorb(
         # What is the same at every step stays in the cache.
         read = sum(weight(b) for b in below if b not in static)
         smaller = prices.takes(read, weight(node), outer)
-        pointwise = tuple(node.meta["val"].shape) == torch.broadcast_shapes(
-            *(a.meta["val"].shape for a in args)
-        )
-        return below if smaller and pointwise else mine
+        return below if smaller and _pointwise(node) else mine
 
     found: set[fx.Node] = set()
     absorbed: set[fx.Node] = set()

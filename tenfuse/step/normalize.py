@@ -186,13 +186,18 @@ def _materialise_constants(traced: fx.GraphModule) -> None:
         traced.graph.erase_node(node)
 
 
+_BY_STRIDES = {aten.as_strided.default, aten.as_strided_.default, aten.as_strided_scatter.default}
+
+
 def _check(node: fx.Node) -> None:
-    """Refuse randomness."""
+    """Refuse randomness, and reading memory by strides: a step is given values, laid out anew."""
     op = node.target
     if node.op != "call_function" or not isinstance(op, torch._ops.OpOverload):
         return
     if torch.Tag.nondeterministic_seeded in op.tags:
         raise refuse(RANDOM, where=where(node))
+    if op in _BY_STRIDES:
+        raise refuse(UNSUPPORTED_OP, "the body reads memory by strides (as_strided)", where(node))
 
 
 def _same_kind(before: fx.Node | None, after: Any, name: str) -> None:

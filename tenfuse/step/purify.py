@@ -46,12 +46,29 @@ def purify(graph: fx.Graph) -> None:
                 f"the body mutates a tensor that it also reads under another name ({node.target})",
             )
         with graph.inserting_before(node):
-            pure = graph.call_function(functional, node.args, node.kwargs)
+            if functional is aten.copy.default:
+                pure = _copied(graph, written, node.args[1])
+            else:
+                pure = graph.call_function(functional, node.args, node.kwargs)
         pure.meta, order[pure], memory[pure] = dict(node.meta), order[node], ("own", order[node])
         node.replace_all_uses_with(pure)
         for user in [u for u in written.users if order[u] > order[node]]:
             user.replace_input_with(written, pure)
         graph.erase_node(node)
+
+
+def _copied(graph: fx.Graph, written: fx.Node, source: Any) -> fx.Node:
+    """What ``written.copy_(source)`` leaves: ``aten.copy`` has neither derivative nor batching rule."""
+    want, seen = written.meta["val"], source.meta["val"]
+    if seen.dtype != want.dtype:
+        source = graph.call_function(aten._to_copy.default, (source,), {"dtype": want.dtype})
+        source.meta["val"] = seen.to(want.dtype)
+    lead = want.dim() - seen.dim()
+    kept = [i >= lead and seen.shape[i - lead] == size for i, size in enumerate(want.shape)]
+    if all(kept):
+        return graph.call_function(aten.clone.default, (source,))
+    sizes = [-1 if same else size for same, size in zip(kept, want.shape, strict=True)]
+    return graph.call_function(aten.expand.default, (source, sizes))
 
 
 def _memory(node: fx.Node) -> Any:

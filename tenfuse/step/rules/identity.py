@@ -79,6 +79,17 @@ def _zeros(space: Space, target: Any, shape: Any, **kwargs: Any) -> Value:
     return filled(space, shape, 0.0)
 
 
+@rule(aten.empty.memory_format, aten.empty_permuted.default, aten.empty_strided.default)
+def _empty(space: Space, target: Any, shape: Any, *layout: Any, **kwargs: Any) -> Value:
+    """Entries of no particular value, which the step writes before it reads them."""
+    return filled(space, shape, 0.0)
+
+
+@rule(aten.empty_like.default, aten.new_empty.default, aten.new_empty_strided.default)
+def _empty_like(space: Space, target: Any, a: Value, shape: Any = None, *layout: Any, **kwargs: Any) -> Value:
+    return filled(space, space.shape(a) if shape is None else shape, 0.0)
+
+
 @rule(aten.ones.default)
 def _ones(space: Space, target: Any, shape: Any, **kwargs: Any) -> Value:
     return filled(space, shape, 1.0)

@@ -97,13 +97,26 @@ def _slice_scatter(
     step: int = 1,
 ) -> Value:
     size = space.length(a.dims[dim])
-    if step != 1 or not isinstance(size, int):
-        raise refuse(UNSUPPORTED_OP, "a strided slice of the state is written")
+    if not isinstance(size, int):
+        raise refuse(UNSUPPORTED_OP, "a slice of a dimension of dynamic size is written")
     low, high, _ = slice(start, end).indices(size)
+    if step != 1:
+        return _column(space, target, a, b, dim % len(a.dims), low, high, step)
     parts = [space.slice(a, dim, 0, low)] if low else []
     parts.append(b)
     parts += [space.slice(a, dim, high, size)] if high < size else []
     return parts[0] if len(parts) == 1 else space.cat(parts, dim)
+
+
+def _column(space: Space, target: Any, a: Value, b: Value, dim: int, low: int, high: int, step: int) -> Value:
+    """Every ``step``-th entry replaced: a column of the entries in rows of ``step``."""
+    shape = [space.length(d) for d in a.dims]
+    size = shape[dim]
+    if not isinstance(size, int) or size % step or low >= step or high <= low + size - step:
+        raise refuse(UNSUPPORTED_OP, "a strided slice of the state is written that is no column of its rows")
+    rows = space.reshape(a, (*shape[:dim], size // step, step, *shape[dim + 1 :]))
+    made = _select_scatter(space, target, rows, b, dim + 1, low)
+    return space.reshape(made, shape)
 
 
 @rule(aten.select_scatter.default)
