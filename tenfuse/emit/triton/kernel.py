@@ -24,6 +24,10 @@ from tenfuse.step.program import AxisName, Input, arguments
 HEADER = "import triton\nimport triton.language as tl\n"
 JIT = '@triton.jit(do_not_specialize=["steps", "count"])'
 """One compilation for every length."""
+LOOP = "for c in range(0, count):"
+ANEW = "for c in tl.range(0, count, disable_licm=True):"
+"""Where matrices are multiplied: addresses kept from one iteration to the next take up to half of a
+thread's registers."""
 
 
 def emit(kernel: TileKernel, far: bool = False) -> str:
@@ -76,7 +80,7 @@ class _Emitter:
             writer.line("c = pid")
         else:
             self._once()
-            writer.open("for c in range(0, count):")
+            writer.open(ANEW if self.values.multiplies else LOOP)
         self._time()
         self._step(sums)
         if not self.kernel.parallel:

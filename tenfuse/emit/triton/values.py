@@ -70,6 +70,8 @@ class Values:
         self.entries: dict[tuple[Ref, Entry], Tile] = {}
         self.places = _places_only(program)
         """Nodes that tell of positions in a chunk, and of nothing else."""
+        self.multiplies = any(self._multiplies(n) for n in program.nodes)
+        """Whether matrices are multiplied."""
 
     def tile(self, ref: Ref) -> Tile:
         """The value of a node; made when it is first asked for."""
@@ -161,7 +163,7 @@ class Values:
 
         What a scan holds while it runs, the sizes of its values do not tell.
         """
-        if self.small or not any(self._multiplies(n) for n in self.program.nodes):
+        if self.small or not self.multiplies:
             return []
         return schedule(self.program, self.space.extent, self._read, self.found)
 
