@@ -24,6 +24,7 @@ from tenfuse.plan.stepped import candidates
 from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiled import Stepped, TilePlan
 from tenfuse.rewrite.assemble import Fused, assemble
+from tenfuse.rewrite.launch import Planning
 from tenfuse.runtime import canary, tiled
 from tenfuse.runtime.compile import compiler
 from tenfuse.runtime.op import kernel_name, prepare, product_role
@@ -45,9 +46,9 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options, build: bool) -> tuple
     core = read(step, parts) if step.live else None
     known = study(core, step.graph) if core is not None else None
     tiles = functools.partial(_tiles, known, dots, options.chunk) if language == "triton" else None
-    choose = functools.partial(_choose, known)
-    trial = functools.partial(_trial, build)
-    fused = assemble(loop, step, parts, core, grads_on(loop, gm), options.chunk, choose, tiles, trial)
+    length = None if options.chunk == "auto" else int(options.chunk)
+    planning = Planning(functools.partial(_choose, known), functools.partial(_trial, build), tiles, length)
+    fused = assemble(loop, step, parts, core, grads_on(loop, gm), planning)
     return fused, known
 
 

@@ -56,8 +56,14 @@ BORDERS = {
     "runtime/tune.py": {"tenfuse.plan.settings"},
     "rewrite/assemble.py": {
         "tenfuse.plan.choose", "tenfuse.plan.loop", "tenfuse.plan.tensors", "tenfuse.plan.tiled",
-        "tenfuse.runtime.op", "tenfuse.step.fission", "tenfuse.step.normalize", "tenfuse.step.reader",
+        "tenfuse.step.fission", "tenfuse.step.normalize", "tenfuse.step.reader",
     },
+    "rewrite/evaluate.py": {"tenfuse.step.normalize"},
+    "rewrite/launch.py": {
+        "tenfuse.plan.choose", "tenfuse.plan.loop", "tenfuse.plan.tensors", "tenfuse.plan.tiled",
+        "tenfuse.runtime.op", "tenfuse.step.reader",
+    },
+    "rewrite/wants.py": {"tenfuse.step.normalize"},
     "rewrite/chunked.py": {
         "tenfuse.plan.chunked", "tenfuse.plan.core", "tenfuse.plan.loop", "tenfuse.plan.tensors",
         "tenfuse.runtime.op", "tenfuse.step.batched", "tenfuse.step.reader",
