@@ -160,6 +160,40 @@ def _clamp_max(space: Space, target: Any, a: Value, high: Any) -> Value:
     return each(space, "clamp_max", a, high)
 
 
+@rule(aten.hardtanh.default, aten.relu6.default)
+def _hardtanh(space: Space, target: Any, a: Value, low: Any = None, high: Any = None) -> Value:
+    """Clamping whose derivative is zero on the bounds too, other than that of ``clamp``."""
+    first, last = (0.0, 6.0) if "relu6" in str(target) else (-1.0, 1.0)
+    low, high = first if low is None else low, last if high is None else high
+    outside = each(space, "logical_or", each(space, "le", a, low), each(space, "ge", a, high))
+    bounded = each(space, "clamp_max", each(space, "clamp_min", a, low), high)
+    return each(space, "where", outside, each(space, "cut", bounded), a)
+
+
+@rule(*overloads(aten.remainder), prims.remainder.default)
+def _remainder(space: Space, target: Any, a: Any, b: Any) -> Value:
+    return _rest(space, "floor", a, b)
+
+
+@rule(*overloads(aten.fmod), prims.fmod.default)
+def _fmod(space: Space, target: Any, a: Any, b: Any) -> Value:
+    return _rest(space, "trunc", a, b)
+
+
+def _rest(space: Space, whole: str, a: Any, b: Any) -> Value:
+    """What division leaves; its derivative is that of the difference, the quotient being constant."""
+    quotient = each(space, whole, each(space, "div", a, b))
+    return linear(space, "sub", a, product(space, quotient, b))
+
+
+@rule(aten.sinc.default)
+def _sinc(space: Space, target: Any, a: Value) -> Value:
+    """The quotient is not asked for at zero, where its derivative would not be a number."""
+    zero = each(space, "eq", a, 0.0)
+    angle = each(space, "where", zero, 1.0, product(space, a, math.pi))
+    return each(space, "where", zero, 1.0, ratio(space, each(space, "sin", angle), angle))
+
+
 @rule(aten.silu.default)
 def _silu(space: Space, target: Any, a: Value) -> Value:
     return product(space, a, each(space, "sigmoid", a))

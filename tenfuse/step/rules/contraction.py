@@ -64,6 +64,12 @@ def _prims_var(space: Space, target: Any, a: Value, dims: Any, correction: float
     return _var(space, target, a, dims, correction=correction)
 
 
+@rule(aten.std.correction, aten.std.dim, aten.std.default)
+def _std(space: Space, target: Any, *args: Any, **kwargs: Any) -> Value:
+    """Its derivative is zero where nothing varies, as that of a norm of zero."""
+    return through(space, "root", _var(space, target, *args, **kwargs))
+
+
 @rule(aten.native_layer_norm.default)
 def _layer_norm(
     space: Space, target: Any, a: Value, shape: Any, weight: Any, bias: Any, eps: float
