@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 
 from tenfuse.plan.kernel import Operand
-from tenfuse.step.program import AxisName, StepProgram
+from tenfuse.step.program import AxisName, Ref, StepProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,15 @@ class Tiling:
     grid: tuple[AxisName, ...] = ()
     warps: int = 4
     stages: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """The sum ``ref`` is taken ``width`` entries along ``axis`` at a time."""
+
+    ref: Ref
+    axis: AxisName
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +71,8 @@ class TileKernel:
     over).  Such an output has these axes, one entry per block or instance, before its own."""
     dots: str = "ieee"
     """What products of matrices multiply: "ieee" or "tf32", or operands rounded to "bf16" or "f16"."""
+    slices: tuple[Slice, ...] = ()
+    """Sums with matrices that are read again at every step."""
 
     def axes(self) -> tuple[AxisName, ...]:
         """Dynamic axes in the order their sizes are passed at launch."""
@@ -86,4 +97,4 @@ def padded(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-__all__ = ["LARGEST", "LEAST", "TileKernel", "Tiling", "padded", "timed"]
+__all__ = ["LARGEST", "LEAST", "Slice", "TileKernel", "Tiling", "padded", "timed"]

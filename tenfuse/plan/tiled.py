@@ -18,6 +18,7 @@ from tenfuse.plan.kernel import Operand
 from tenfuse.plan.loop import FORMAT, LoopPlan
 from tenfuse.plan.partial import partial, shareable
 from tenfuse.plan.passes import Part, passes, whole
+from tenfuse.plan.slices import slices
 from tenfuse.plan.tile import TileKernel
 from tenfuse.plan.tiling import tiling
 from tenfuse.plan.traffic import nanoseconds
@@ -154,6 +155,7 @@ class _Planner:
             within=self.stepped.within,
             shared=tuple((j, axes) for j, axes in enumerate(found.outs) if axes),
             dots=self.dots,
+            slices=() if self.rows else slices(found.program, dict(lies.blocks), self.dots),
         )  # fmt: skip
         return Pass(kernel, part.names)
 

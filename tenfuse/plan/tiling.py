@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.registers import peak
+from tenfuse.plan.slices import beside_matrices, only_in_slices, slices
 from tenfuse.plan.tile import LARGEST, LEAST, Tiling, padded
 from tenfuse.plan.traffic import CORES, HELD
 from tenfuse.reasons import NO_TILES, refuse
@@ -20,6 +21,7 @@ from tenfuse.step.program import (
     AxisName,
     Contract,
     Pointwise,
+    Ref,
     Scan,
     Solve,
     StepProgram,
@@ -51,6 +53,7 @@ def tiling(
 
     Of the ``shared`` axes, which only outputs sum over, one may be cut; the others are whole.
     """
+    one_step = not rows
     rows = tuple(a for a in rows if a in program.sizes)
     parallel = program.parallel_axes()
     free = [a for a in program.sizes if (a in parallel or a in shared) and a not in rows]
@@ -65,10 +68,13 @@ def tiling(
     if set(held) & program.dynamic:
         raise refuse(NO_TILES, "an axis that the step sums over has a size that is only known at run time")
     extent = {a: padded(program.sizes[a]) for a in held}
-    inner = _largest(program, extent)
+    again = only_in_slices(program, slices(program, extent, dots) if one_step else ())
+    inner = _largest(program, extent, skipped=again)
     if inner > LARGEST:
         raise refuse(NO_TILES, f"a value of the step has {inner} entries per tile, more than {LARGEST}")
-    blocks = {a: min(padded(program.sizes[a]), _WIDEST) for a in cut}
+    beside = beside_matrices(program, extent) if one_step else frozenset[AxisName]()
+    widest = {a: max(min(padded(program.sizes[a]), _WIDEST), LEAST if a in beside else 1) for a in cut}
+    blocks = dict(widest)
     matrices = _matrices(program)
     budget = BUDGET if len(cut) < 2 else 2 * BUDGET
     fill = CORES if matrices else FILL
@@ -84,7 +90,7 @@ def tiling(
     _shorten(blocks, cut, parallel, crowded, LEAST if held else 1)
     if counted and crowded():
         # What is held whole is too much already: shorter blocks would only read it again.
-        counted, blocks = False, {a: min(padded(program.sizes[a]), _WIDEST) for a in cut}
+        counted, blocks = False, dict(widest)
         _shorten(blocks, cut, parallel, crowded, LEAST if held else 1)
     others = math.prod(program.sizes[a] for a in free if a not in cut and a in parallel)
     while alone and cut and others * _parts(program, blocks) < fill:
@@ -236,9 +242,14 @@ def _for_each(program: StepProgram, axis: AxisName) -> bool:
     return False
 
 
-def _largest(program: StepProgram, extent: Mapping[AxisName, int], over: Collection[AxisName] = ()) -> int:
+def _largest(
+    program: StepProgram,
+    extent: Mapping[AxisName, int],
+    over: Collection[AxisName] = (),
+    skipped: Collection[Ref] = (),
+) -> int:
     """Entries of the largest tile, or of the largest that has one of the axes ``over``."""
-    skipped, axes = only_summed(program), program.axes_of()
+    skipped, axes = only_summed(program).union(skipped), program.axes_of()
     volumes = [
         math.prod(extent.get(a, 1) for a in own)
         for i, own in enumerate(axes) if i not in skipped and (not over or set(over) & own)

@@ -232,7 +232,7 @@ def test_products_spread_them_within_the_chunk(value):
 # -- refusals -------------------------------------------------------------------------------
 
 
-def test_a_state_too_large_for_a_card_is_kept_by_name():
+def test_a_matrix_too_large_to_be_read_at_every_step_is_kept_by_name():
     def model(x, weight):
         h, out = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
@@ -240,8 +240,8 @@ def test_a_state_too_large_for_a_card_is_kept_by_name():
             out.append(h)
         return torch.stack(out, 1)
 
-    loop = kept(model, normal(1, 3, 520), normal(520, 520) * 0.02, code="TF403")
-    assert "entries" in loop.reason
+    loop = kept(model, normal(1, 3, 2100), normal(2100, 2100) * 0.02, code="TF403")
+    assert "a step multiplies by 16777216 entries of matrices, more than 4194304" in loop.reason
 
 
 def test_the_cpu_without_the_interpreter_is_kept(monkeypatch):

@@ -52,8 +52,9 @@ class _Emitter:
         self.place = {(o.role, o.index): i for i, o in enumerate(kernel.operands)}
         self.carried: dict[int, str] = {}
         self.values = Values(
-            kernel.program, self.space, self.writer, kernel.compute, kernel.dots, self._entering
-        )
+            kernel.program, self.space, self.writer, kernel.compute, kernel.dots, kernel.slices,
+            self._entering,
+        )  # fmt: skip
         self.parts_of = dict(kernel.shared)
         self.ragged = kernel.within >= 0
         self.shared = sorted({a for _, axes in kernel.shared for a in axes})
@@ -100,7 +101,7 @@ class _Emitter:
             if entering or any(a in varying for a in arguments(node)):
                 varying.add(i)
         needed = set(program.roots()) | {a for i in varying for a in arguments(program.nodes[i])}
-        for i in sorted(needed - varying - self.values.places):
+        for i in sorted(needed - varying - self.values.places - self.values.again):
             if i not in self.values.inner and not self.values.axes[i] & self.values.small:
                 self.values.tile(i)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from tenfuse.emit.triton.functions import COMPARE, DTYPES, LOGIC, TRUTHS, numeric
 from tenfuse.emit.triton.ordered import Ordered
@@ -18,6 +18,7 @@ from tenfuse.emit.triton.small import known, places, powers, small
 from tenfuse.emit.triton.tile import Space, Tile, is_literal, literal, seen
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.plan.schedule import schedule
+from tenfuse.plan.tile import Slice
 from tenfuse.step.program import (
     AxisName,
     Const,
@@ -41,6 +42,8 @@ from tenfuse.step.program import (
 SLICED, SLICE = 1 << 13, 16
 """Entries of a product from which a sum is taken in slices, and entries along an axis in one."""
 
+Cut = tuple[AxisName, int]
+"""An axis in slices of so many entries."""
 Entry = tuple[tuple[AxisName, int], ...]
 """Where along small axes."""
 
@@ -55,6 +58,7 @@ class Values:
         writer: Writer,
         compute: str,
         dots: str,
+        slices: Collection[Slice],
         entering: Callable[[Input], Tile],
     ) -> None:
         self.program, self.space, self.writer, self.compute = program, space, writer, compute
@@ -68,6 +72,9 @@ class Values:
         self.at: dict[AxisName, int] = {}
         """The entry along small axes whose tiles are being made."""
         self.entries: dict[tuple[Ref, Entry], Tile] = {}
+        self.slices = {s.ref: (s.axis, s.width) for s in slices}
+        self.again = self._again()
+        """Nodes that are made anew for every slice."""
         self.places = _places_only(program)
         """Nodes that tell of positions in a chunk, and of nothing else."""
         self.multiplies = any(self._multiplies(n) for n in program.nodes)
@@ -135,7 +142,7 @@ class Values:
             true = known(self.program, ref, self.at)
             return self._pointwise(node) if true is None else Tile(literal(float(true)))
         if isinstance(node, Contract):
-            return self._contract(node)
+            return self._contract(node, self.slices.get(ref))
         if isinstance(node, Position):
             if node.axis in self.at:
                 return Tile(literal(self.at[node.axis]))
@@ -181,8 +188,8 @@ class Values:
         if not isinstance(node, Contract) or node.op != "sum":
             return list(arguments(node))
         factors = self._factors(node.arg)
-        axis = self._sliced(factors, node.axes)
-        return self._outside(factors, axis) if axis else factors
+        cut = self.slices.get(ref) or self._sliced(factors, node.axes)
+        return self._outside(factors, cut[0]) if cut else factors
 
     def _scanned(self, node: Scan) -> list[Ref]:
         return [node.decay] if is_product(self.program, node) else [node.decay, node.arg]
@@ -316,15 +323,15 @@ class Values:
 
     # -- sums ---------------------------------------------------------------------------
 
-    def _contract(self, node: Contract) -> Tile:
+    def _contract(self, node: Contract, planned: Cut | None = None) -> Tile:
         if node.axes & self.small:
             return self._over_entries(node)
         if node.op != "sum":
             return self.products.total(self.number(node.arg), node.axes, node.op)
         factors = self._factors(node.arg)
-        axis = self._sliced(factors, node.axes)
-        if axis:
-            return self._in_slices(factors, node.axes, axis)
+        cut = planned or self._sliced(factors, node.axes)
+        if cut:
+            return self._in_slices(factors, node.axes, *cut)
         return self.products.summed([self.factor(f) for f in factors], node.axes)
 
     def _over_entries(self, node: Contract) -> Tile:
@@ -349,7 +356,7 @@ class Values:
             return self.number(node.arg)
         return self.products.product([self.factor(f) for f in self._factors(node.arg)])
 
-    def _sliced(self, factors: list[Ref], over: frozenset[AxisName]) -> AxisName:
+    def _sliced(self, factors: list[Ref], over: frozenset[AxisName]) -> Cut | None:
         """The axis along which a sum is taken slice by slice: its product would be a tile too large
         to hold, and all that it is made of along that axis is read from memory."""
         union = self.space.ordered(a for f in factors for a in self.axes[f])
@@ -358,13 +365,13 @@ class Values:
             or self.space.volume(union) <= SLICED
             or self.products.matrices([self.axes[f] for f in factors], over)
         ):
-            return ""
+            return None
         found = [
             a
             for a in self.space.ordered(over)
             if self.space.extent[a] > SLICE and self._read_only(factors, a)
         ]
-        return max(found, key=self.space.extent.__getitem__, default="")
+        return (max(found, key=self.space.extent.__getitem__), SLICE) if found else None
 
     def _read_only(self, refs: list[Ref], axis: AxisName) -> bool:
         """Whether no carry reaches the nodes along ``axis``, and none of them mixes it."""
@@ -386,13 +393,26 @@ class Values:
                 stack += arguments(self.program.nodes[ref])
         return sorted(found)
 
-    def _outside(self, factors: list[Ref], axis: AxisName) -> list[Ref]:
-        """What the factors of a sum in slices along ``axis`` are made of that is the same in every slice."""
-        read = [a for ref in self._along(factors, axis) for a in arguments(self.program.nodes[ref])]
-        return [a for a in (*read, *factors) if axis not in self.axes[a] and a not in self.inner]
+    def _within(self, factors: list[Ref], axis: AxisName) -> list[Ref]:
+        """The nodes that are made for every slice along ``axis``: what is read from memory along it."""
+        return self._along([f for f in factors if self._read_only([f], axis)], axis)
 
-    def _in_slices(self, factors: list[Ref], over: frozenset[AxisName], axis: AxisName) -> Tile:
-        inside = self._along(factors, axis)
+    def _again(self) -> set[Ref]:
+        found = set[Ref]()
+        for ref, (axis, _) in self.slices.items():
+            node = self.program.nodes[ref]
+            assert isinstance(node, Contract)
+            found |= {*self._within(self._factors(node.arg), axis)}
+        return found
+
+    def _outside(self, factors: list[Ref], axis: AxisName) -> list[Ref]:
+        """What the factors of a sum in slices along ``axis`` are made of beside what every slice makes."""
+        within = self._within(factors, axis)
+        read = [a for ref in within for a in arguments(self.program.nodes[ref])]
+        return [a for a in (*read, *factors) if a not in within and a not in self.inner]
+
+    def _in_slices(self, factors: list[Ref], over: frozenset[AxisName], axis: AxisName, width: int) -> Tile:
+        within = self._within(factors, axis)
         for ref in self._outside(factors, axis):
             self.tile(ref)
         space, writer, before = self.space, self.writer, dict(self.found)
@@ -400,15 +420,26 @@ class Values:
         total = writer.variable(f"tl.zeros({space.shape(rest)}, {DTYPES[self.compute]})")
         extent, index = space.extent[axis], space.index[axis]
         count = writer.counter()
-        writer.open(f"for {count} in range({extent // SLICE}):")
-        space.extent[axis] = SLICE
-        space.index[axis] = writer.let(f"tl.arange(0, {SLICE}) + {count} * {SLICE}")
-        self.found = {r: t for r, t in before.items() if r not in inside}
+        # Behind the last slice there is nothing; whether it is full tells its own width.
+        writer.open(f"for {count} in range({-(-space.sizes[axis] // width)}):")
+        space.extent[axis] = width
+        space.index[axis] = writer.let(f"tl.arange(0, {width}) + {count} * {width}")
+        self.found = {r: t for r, t in before.items() if r not in within}
+        for f in factors:
+            if axis in self.axes[f] and f not in within:
+                self.found[f] = self._picked(before[f], axis)
         part = self.products.summed([self.factor(f) for f in factors], over)
         writer.line(f"{total} += {seen(part.text, part.axes, rest)}")
         writer.close()
         space.extent[axis], space.index[axis], self.found = extent, index, before
         return Tile(total, rest)
+
+    def _picked(self, tile: Tile, axis: AxisName) -> Tile:
+        """The slice of a tile that is held whole."""
+        tile, space = self.as_number(tile), self.space
+        index = f"{space.along(axis, tile.axes)} + tl.zeros({space.shape(tile.axes)}, tl.int32)"
+        text = f"tl.gather({tile.text}, {self.writer.let(index)}, {tile.axes.index(axis)})"
+        return Tile(self.writer.let(text), tile.axes)
 
     def _factors(self, ref: Ref) -> list[Ref]:
         return factors(self.program, ref, self.inner)

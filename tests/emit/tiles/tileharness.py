@@ -15,6 +15,7 @@ pytest.importorskip("triton.language")
 
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.partial import partial, shareable
+from tenfuse.plan.slices import slices
 from tenfuse.plan.tile import TileKernel
 from tenfuse.plan.tiling import tiling
 from tenfuse.runtime.launch import DTYPES
@@ -77,7 +78,7 @@ class Bench:
         """``(launcher, final carries, outputs)``."""
         program = self.program
         before = [o for o, _ in self.entering()]
-        lies = tiling(program, before, (), shareable(program))
+        lies = tiling(program, before, (), shareable(program), dots=dots)
         cut = set(lies.split) - program.parallel_axes()
         found = partial(program, cut)
         extent = dict(lies.blocks)
@@ -87,8 +88,9 @@ class Bench:
         shared = tuple((j, axes) for j, axes in enumerate(found.outs) if axes)
         operands = tuple(o for o, _ in both)
         kernel = TileKernel(
-            found.program, operands, lies, self.compute, descending=reverse, shared=shared, dots=dots
-        )
+            found.program, operands, lies, self.compute, descending=reverse, shared=shared, dots=dots,
+            slices=slices(found.program, extent, dots),
+        )  # fmt: skip
         launcher = TileLauncher(kernel)
         launcher([x for _, x in both], self.steps)
         assert all(ok() for ok in checks), "a red zone was written"
