@@ -81,7 +81,9 @@ class _Emitter:
             writer.line("c = pid")
         else:
             self._once()
-            writer.open(ANEW if self.values.multiplies else LOOP)
+            # A step alone keeps its matrices as they are multiplied, and nothing else takes much room.
+            keeps = not (self.kernel.rows or self.kernel.slices)
+            writer.open(ANEW if self.values.multiplies and not keeps else LOOP)
         self._time()
         self._step(sums)
         if not self.kernel.parallel:
