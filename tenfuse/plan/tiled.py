@@ -12,8 +12,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 
 from tenfuse.plan.canonical import canonical
+from tenfuse.plan.divide import divided
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.loop import FORMAT, LoopPlan
 from tenfuse.plan.partial import partial, shareable
@@ -21,7 +23,7 @@ from tenfuse.plan.passes import Part, passes, whole
 from tenfuse.plan.slices import slices
 from tenfuse.plan.tile import TileKernel
 from tenfuse.plan.tiling import tiling
-from tenfuse.plan.traffic import nanoseconds
+from tenfuse.plan.traffic import nanoseconds, spilled
 from tenfuse.plan.ways import Way, cheapest
 from tenfuse.step.adjoint import Adjoint, adjoint
 from tenfuse.step.program import AxisName, StepProgram
@@ -124,14 +126,27 @@ class _Planner:
 
         if not self.stepped.apart or self.stepped.sums:
             return Way(program), make(Way(program))
-        return cheapest(program, make, lambda made: sum(nanoseconds(p.kernel) for p in made))
+        return cheapest(program, make, _time)
 
     def _passes(self, way: Way, held: str, kept: tuple[int, ...], back: Adjoint | None) -> tuple[Pass, ...]:
         if not self.stepped.apart:
             parts = whole(way.program, held, kept)
         else:
             parts = passes(way.program, held, kept, self.rows if self.stepped.sums else (), way.within)
-        return tuple(self._pass(part, back) for part in parts)
+        return self._fitting(parts, back)
+
+    def _fitting(self, parts: tuple[Part, ...], back: Adjoint | None) -> tuple[Pass, ...]:
+        """The passes; one that would not fit in registers in two, where that takes less time."""
+        found = list[Pass]()
+        free = 1 + max((i for p in parts for kind, i in p.names if kind == "cross"), default=-1)
+        for part in parts:
+            made = (self._pass(part, back),)
+            if part.parallel and spilled(made[0].kernel):
+                ways = [made, *(tuple(self._pass(p, back) for p in two) for two in divided(part, free))]
+                made = min(ways, key=_time)
+                free += sum(kind == "cross" for p in made[:-1] for kind, _ in p.names)
+            found += made
+        return tuple(found)
 
     def _pass(self, part: Part, back: Adjoint | None) -> Pass:
         operands = self._operands(part, back)
@@ -206,6 +221,10 @@ class _Planner:
 
     def _own(self, role: str, index: int, axes: tuple[AxisName, ...], dtype: str) -> Operand:
         return Operand(role, index, dtype, axes, axes[-1] if axes else None)
+
+
+def _time(passes: Sequence[Pass]) -> float:
+    return sum(nanoseconds(p.kernel) for p in passes)
 
 
 __all__ = ["Pass", "Stepped", "TileBackward", "TilePlan", "tile_plan"]

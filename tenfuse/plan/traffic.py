@@ -75,7 +75,7 @@ def nanoseconds(kernel: TileKernel) -> float:
     many, far = instances(kernel), 64
     bytes_ = (moved(kernel, 2 * far * kernel.length) - moved(kernel, far * kernel.length)) / far
     products, waits = _work(kernel)
-    products += _spilled(kernel) * CORES / _BANDWIDTH
+    products += spilled(kernel) * CORES / _BANDWIDTH
     together = bytes_ / _BANDWIDTH + many * products / CORES
     if kernel.parallel:
         return together + many * waits / (CORES * _BESIDE)
@@ -97,11 +97,11 @@ def _work(kernel: TileKernel) -> tuple[float, float]:
     return 2 * entries / _RATE[kernel.dots], _LATENCY + len(solved) * _SOLVED
 
 
-def _spilled(kernel: TileKernel) -> int:
+def spilled(kernel: TileKernel) -> int:
     """Bytes that an instance puts away and takes up again since its registers do not hold them."""
     warps, narrow = kernel.tiling.warps, kernel.dots in ("bf16", "f16")
     held = peak(kernel.program, dict(kernel.tiling.blocks), warps, narrow)
     return int(2 * 4 * 32 * warps * max(held - HELD, 0))
 
 
-__all__ = ["CORES", "HELD", "instances", "moved", "nanoseconds"]
+__all__ = ["CORES", "HELD", "instances", "moved", "nanoseconds", "spilled"]
