@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from tenfuse.capture import growing
+from tenfuse.capture import growing, likened
 from tenfuse.capture.families import Box, sliced, whole
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.quiet import quiet, wants
@@ -56,6 +56,7 @@ class _Copier:
         env: dict[fx.Node, fx.Node] = {}
         for node in gm.graph.nodes:
             env[node] = self.graph.node_copy(node, lambda n: env[n])
+        likened.settle(self.graph)
         written_to = [t for n in self.graph.nodes for t in targets_written(n)]
         growing.flatten(self.graph, {storage_of(value_of(t)) for t in written_to})
         self.ssa = fx.Graph()
@@ -275,6 +276,9 @@ class _Copier:
     def _view(self, node: fx.Node) -> None:
         first = node.args[0]
         assert isinstance(first, fx.Node)
+        if likened.same(node, first):
+            self.chain[node], self.box[node] = self.chain[first], self.box[first]
+            return
         op = call(node)
         assert op is not None
         self.chain[node] = (*self.chain[first], op)

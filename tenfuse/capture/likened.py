@@ -1,0 +1,61 @@
+"""Views and conversions that change nothing, or are named after another tensor.
+
+Takes a private copy of a Dynamo graph; where ``x.to(y)``, ``x.type_as(y)``, ``x.view_as(y)``
+and the like read nothing of ``y`` but its dtype, device or sizes, names those instead.  What
+remains has one tensor operand, so it is seen as a view of that operand where it is one.
+Leaves alone what has sizes or a device that only a run can tell.  ``same`` says of a view
+whether it shows its operand entry by entry, as a conversion to the dtype it has already.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from tenfuse.capture.views import geometry, is_tensor, key_of, static, value_of
+
+_IDLE = {
+    "to", "type", "float", "double", "half", "bfloat16", "contiguous", "view", "reshape", "expand",
+}  # fmt: skip
+"""Calls that may leave a tensor as it is; ``detach`` is none, it cuts the gradient."""
+
+_SHAPED = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
+
+
+def settle(graph: fx.Graph) -> None:
+    """Edit ``graph``, which the caller made."""
+    for node in graph.nodes:
+        if node.op == "call_method" and len(node.args) >= 2 and is_tensor(node.args[1]):
+            _settle(node, value_of(node.args[1]))
+
+
+def _settle(node: fx.Node, other: torch.Tensor) -> None:
+    name, base = str(node.target), value_of(node.args[0])
+    if name in ("to", "type_as"):
+        if not isinstance(base, torch.Tensor) or base.device != other.device:
+            return
+        rest: tuple[Any, ...] = tuple(node.args[2:])
+        node.target, node.args = "to", (node.args[0], other.dtype, *rest)
+    elif name in _SHAPED:
+        sizes = tuple(static(s) for s in other.shape)
+        if None not in sizes:
+            node.target, node.args = _SHAPED[name], (node.args[0], sizes)
+
+
+def same(node: fx.Node, base: fx.Node) -> bool:
+    """Whether ``node``, which shares the memory of ``base``, is ``base`` under another name."""
+    a, b = value_of(node), value_of(base)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name not in _IDLE or not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return False
+    return _laid_out(a) == _laid_out(b) and (a.is_conj(), a.is_neg()) == (b.is_conj(), b.is_neg())
+
+
+def _laid_out(value: torch.Tensor) -> tuple[Any, ...]:
+    strides = tuple(key_of(s) for s in value.stride())
+    return (*geometry(value), strides, key_of(value.storage_offset()))
+
+
+__all__ = ["same", "settle"]
