@@ -1,4 +1,4 @@
-"""One torch thread per worker: the suite runs several workers side by side.
+"""One torch thread per worker, as the suite runs several side by side, and one seed per test.
 
 Without a GPU, Triton's kernels run in its interpreter, which has to be said before anything
 imports triton.  With one they are compiled: TRITON_INTERPRET=1 asks for the interpreter there.
@@ -31,3 +31,9 @@ def pytest_collection_modifyitems(config, items):
 def one_thread():
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_seed():
+    """A test draws the same numbers alone, in the whole suite and in any order."""
+    torch.manual_seed(0)
