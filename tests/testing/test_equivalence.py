@@ -95,7 +95,8 @@ def test_one_wrong_entry_among_many_fails_in_bfloat16():
         h[0, 0] += 2
         return h
 
-    x, a = torch.randn(64, 20, 64, dtype=torch.bfloat16), torch.rand(64, dtype=torch.bfloat16)
+    x = torch.randn(64, 20, 64, dtype=torch.bfloat16)
+    a = 0.9 * torch.rand(64, dtype=torch.bfloat16)  # nearer 1, eager's own rounding allows for as much
     with pytest.raises(NotEquivalent, match=r"one entry|RMSE"):
         assert_equivalent(recurrence, x, a, compiler=instead(wrong))
 
