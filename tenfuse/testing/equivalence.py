@@ -75,11 +75,14 @@ def assert_equivalent(
     """Compare ``model`` compiled by tenfuse with itself, by the rule above.
 
     ``options`` are tenfuse's; the default is strict with the inner compiler "eager", so
-    that only the loops are under test.  ``grad`` asks for the gradients of every floating
+    that only the loops are under test.  Inductor is asked to draw random numbers as eager
+    does (its option ``fallback_random``): others are no error.  ``grad`` asks for the gradients of every floating
     input and of every parameter that requires one.  The model and the inputs are left as
     they were.  ``compiler`` replaces ``torch.compile(..., backend="tenfuse")``.
     """
-    given: dict[str, Any] = {"strict": True, "inner": "eager"} if options is None else dict(options)
+    given: dict[str, Any] = {"strict": True, "inner": "eager"}
+    if options is not None:
+        given = {"inductor.fallback_random": True, **options}
     trial = Trial(model, inputs, dict(kwargs or {}), grad, seed)
     if compiler is None:
 
