@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", _bench, "time eager against compiled, with the errors")
     bench.add_argument("--format", choices=("text", "json"), default="text")
-    bench.add_argument("--rounds", type=int, default=20, help="at most this many timings each (20)")
+    bench.add_argument("--rounds", type=_positive, default=20, help="at most this many timings each (20)")
     bench.add_argument("--seconds", type=float, default=10.0, help="at most this long per pass (10)")
 
     doctor = commands.add_parser("doctor", help="try everything that compiling needs")
@@ -81,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _command(commands: Any, name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:
@@ -103,9 +111,13 @@ def _explain(arguments: argparse.Namespace) -> int:
     from tenfuse.report.text import render, to_text
 
     target, options = _target(arguments)
-    with _progress(f"explaining {target.name}"):
+    with _progress(f"explaining {target.name}"), _quiet(arguments):
         call = explain(target.model, graphs=arguments.graph, **options)
-        report = dataclasses.replace(call(*target.args, **target.kwargs), model=target.name)
+        try:
+            report = dataclasses.replace(call(*target.args, **target.kwargs), model=target.name)
+        except Exception:
+            target.model(*target.args, **target.kwargs)  # its own error, if it has one, is the clearer
+            raise
     if arguments.format == "text":
         console = _console()
         shown = (report, arguments.kernels, arguments.graph)
@@ -204,14 +216,28 @@ def _progress(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{what}: {text}")
 
 
+@contextlib.contextmanager
+def _quiet(arguments: argparse.Namespace) -> Iterator[None]:
+    """Torch logs a traceback where shapes do not fit, above the error that says so."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    try:
+        if not arguments.traceback:
+            log.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
 def _at(error: BaseException) -> str:
-    """The innermost place of an error outside torch and tenfuse."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-    own = [f for f in frames if not f.filename.startswith((__file__.rpartition("/")[0], "<"))]
+    """The innermost place of an error outside tenfuse, what is installed, and Python's own library."""
+    others = (os.path.dirname(__file__), os.path.dirname(os.__file__), "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
+    own = [f for f in frames if "site-packages" not in f.filename]
     return f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
 
 

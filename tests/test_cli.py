@@ -45,6 +45,20 @@ def breaks(x):
     return h
 
 
+def matrix(x):
+    h = torch.zeros(x.shape[0], 3)
+    for t in range(x.shape[1]):
+        h = h + x[:, t] @ torch.ones(3, 3)
+    return h
+
+
+def noisy(x):
+    h = torch.zeros_like(x[:, 0])
+    for t in range(x.shape[1]):
+        h = nn.functional.dropout(0.5 * h + x[:, t], 0.5)
+    return h
+
+
 def raises(x):
     raise ValueError("of the model")
 
@@ -95,6 +109,22 @@ def test_bad_targets_are_one_clear_line(file, capsys, target, message):
 def test_bad_options_and_inputs(file, capsys):
     assert "did you mean 'target'" in failure(capsys, "explain", f"{file}:Ema", "--option", "taget=cpp")
     assert "f32[2,64,16]" in failure(capsys, "check", f"{file}:Ema", "--input", "float[2]")
+
+
+def test_inputs_that_do_not_fit_are_one_clear_line(file, capfd):
+    for command in ("explain", "check"):
+        assert main([command, f"{file}:matrix", "--input", "f32[2,4,5]"]) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and err.count("\n") == 1, err
+        assert "cannot be multiplied (2x5 and 3x3) at " in err and "some_model.py:" in err
+
+
+def test_rounds_are_counted(file, capsys):
+    for wrong in ("0", "-1", "x"):
+        with pytest.raises(SystemExit) as error:
+            main(["bench", f"{file}:Ema", "--rounds", wrong])
+        assert error.value.code == 2
+        assert f"'{wrong}' is not a whole number above 0" in capsys.readouterr().err
 
 
 def test_inputs():
@@ -170,6 +200,18 @@ def test_check_and_bench(file, capsys):
     body = json.loads(capsys.readouterr().out)
     assert [t["what"] for t in body["timings"]] == ["forward", "forward + backward"]
     assert all(t["eager"] > 0 and t["compiled"] > 0 for t in body["timings"])
+
+
+def test_random_numbers_are_those_of_eager(file, capsys):
+    assert main(["check", f"{file}:noisy"]) == 0
+    assert "kept TF201" in capsys.readouterr().out
+
+
+def test_doctor_names_a_cache_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("TENFUSE_CACHE_DIR", str(tmp_path / "taken"))
+    assert main(["doctor"]) == 1
+    assert "set TENFUSE_CACHE_DIR to a folder" in capsys.readouterr().out
 
 
 def test_a_model_that_raises_is_one_clear_line(file, capsys):

@@ -109,9 +109,12 @@ def _compiler() -> Check:
 def _cache() -> Check:
     from tenfuse.runtime.cache import root
 
-    folder = root()
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        file.write(b"tenfuse")
+    try:
+        folder = root()
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"tenfuse")
+    except OSError as error:
+        return Check("cache", False, f"{error}: set TENFUSE_CACHE_DIR to a folder that can be written to")
     entries = []
     for path, _, names in os.walk(folder):
         for name in names:
