@@ -127,15 +127,15 @@ BUFFER_READ = _code(
     "a buffer is read at an index that is not a fixed number of steps from the one written",
     "read only what the previous step wrote, or keep it in a local variable",
 )
-GRAPH_BREAK = _code(
-    "TF120",
-    "the body breaks the graph, so Dynamo leaves the whole loop to Python",
-    "replace the line that breaks it by tensor operations; TORCH_LOGS=graph_breaks shows more",
-)
 FIXED_POINT = _code(
     "TF108",
     "the steps take no input and leave no output of their own: this is an iteration, not time",
     "nothing to do: it is left to the inner compiler",
+)
+GRAPH_BREAK = _code(
+    "TF120",
+    "the body breaks the graph, so Dynamo leaves the whole loop to Python",
+    "replace the line that breaks it by tensor operations; TORCH_LOGS=graph_breaks shows more",
 )
 # step
 RANDOM = _code(
@@ -180,7 +180,7 @@ TOO_LARGE = _code(
 DEVICE = _code(
     "TF302",
     "there is no target for this device",
-    "move the model to the CPU, or to a GPU with target='triton'",
+    "move the whole model to the CPU or to one CUDA device, and leave target='auto'",
 )
 TOO_SHORT = _code(
     "TF303",
