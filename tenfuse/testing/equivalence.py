@@ -76,9 +76,10 @@ def assert_equivalent(
 
     ``options`` are tenfuse's; the default is strict with the inner compiler "eager", so
     that only the loops are under test.  Inductor is asked to draw random numbers as eager
-    does (its option ``fallback_random``): others are no error.  ``grad`` asks for the gradients of every floating
-    input and of every parameter that requires one.  The model and the inputs are left as
-    they were.  ``compiler`` replaces ``torch.compile(..., backend="tenfuse")``.
+    does (its option ``fallback_random``): others are no error.  ``grad`` asks for the
+    gradients of every floating input and of every parameter that requires one.  The model
+    and the inputs are left as they were.  ``compiler`` replaces
+    ``torch.compile(..., backend="tenfuse")``.
     """
     given: dict[str, Any] = {"strict": True, "inner": "eager"}
     if options is not None:
