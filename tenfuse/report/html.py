@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-from tenfuse.report.report import LoopReport, Report
+from tenfuse.report.report import LoopReport, Report, counted
 from tenfuse.report.text import facts, margin
 
 _STYLE = """
@@ -56,11 +56,11 @@ def to_html(report: Report) -> str:
 def _summary(report: Report) -> str:
     if not report.loops:
         return "No loop over time was seen."
-    return f"{len(report.loops)} loops seen, {len(report.fused)} fused, {len(report.kept)} kept."
+    return f"{counted(len(report.loops), 'loop')} seen, {len(report.fused)} fused, {len(report.kept)} kept."
 
 
 def _article(loop: LoopReport) -> str:
-    steps = f"<span class=steps>{loop.steps} steps</span>" if loop.steps else ""
+    steps = f"<span class=steps>{counted(loop.steps, 'step')}</span>" if loop.steps else ""
     rows = "".join(_row(loop, *row) for row in margin(loop))
     source = f"<div class=source><table>{rows}</table></div>" if rows else ""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{_value(name, value)}</dd>" for name, value in facts(loop))

@@ -148,8 +148,13 @@ class Report:
 _PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+)(: .*)?", re.DOTALL)
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """As in "1 loop" and "2 loops"; ``several`` where an s does not make it."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
 def short(place: str) -> str:
-    """"/home/me/file.py:210: h = a / b" as "file.py:210"."""
+    """The place "/home/me/file.py:210: h = a / b" as "file.py:210"."""
     found = _PLACE.fullmatch(place)
     return f"{os.path.basename(found['file'])}:{found['line']}" if found else os.path.basename(place)
 

@@ -14,7 +14,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from tenfuse.report.report import LoopReport, Report
+from tenfuse.report.report import LoopReport, Report, counted
 
 _WIDTH = 100
 _COLOUR = {"fused": "green", "kept": "yellow"}
@@ -46,11 +46,10 @@ def render(report: Report, kernels: bool = False, graphs: bool = False) -> Rende
 
 
 def _headline(report: Report) -> Text:
-    count = len(report.loops)
     title = Text.assemble(("tenfuse", "bold"), f" {report.model}" if report.model else "", ": ")
-    if not count:
+    if not report.loops:
         return title.append("no loop over time was seen")
-    title.append(f"{count} loop{'s' if count > 1 else ''}")
+    title.append(counted(len(report.loops), "loop"))
     for status, group in (("fused", report.fused), ("kept", report.kept)):
         if group:
             title.append(", ").append(f"{len(group)} {status}", _COLOUR[status])
@@ -62,7 +61,7 @@ def _title(loop: LoopReport) -> Text:
     state = f"{_SIGN[loop.status]} {loop.status}"
     title = Text.assemble((state, f"bold {colour}"), "  ", (_path(loop), "bold"))
     if loop.steps:
-        title.append(f"  {loop.steps} step{'s' if loop.steps > 1 else ''}", "dim")
+        title.append(f"  {counted(loop.steps, 'step')}", "dim")
     return title
 
 
@@ -124,7 +123,7 @@ def _kernels(loop: LoopReport) -> str:
         return ""
     languages = sorted({language for _, language, _ in loop.kernels})
     text = f"{len(loop.kernels)} in {' and '.join(languages)}"
-    return text + (f", {sum(loop.launches)} launches" if loop.launches else "")
+    return text + (f", {counted(sum(loop.launches), 'launch', 'launches')}" if loop.launches else "")
 
 
 def _facts(loop: LoopReport) -> Table:

@@ -109,6 +109,7 @@ def test_html_is_escaped_and_complete(file):
     assert "&lt;script&gt;" in page and "<script>" not in page
     assert "int a&lt;b&gt;;" in page and "TF201" in page and "h &lt;- x*h" in page
     assert "http" not in page
+    assert "2 loops seen, 1 fused, 1 kept." in page and "1 loop seen" in Report.of([kept(file)]).to_html()
 
 
 def test_registry_is_newest_last_and_counts_live(file):
