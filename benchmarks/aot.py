@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from benchmarks.aot_compile import SHARED, compiled
-from benchmarks.aot_launches import PASSES, Launch, Pass, launches
+from benchmarks.aot_launches import CACHE, PASSES, Launch, Pass, launches
 from benchmarks.aot_loops import LOOPS, LoopCase
 from benchmarks.cpu import RESULTS, write
 
@@ -84,6 +84,7 @@ def _pass(
     for n, launch in enumerate(found.launches):
         name = f"{head['pass']} {n + 1} of {len(found.launches)}"
         row = {**head, "kernel": name, "ratio of pass": found.ratio, "ratio": launch.moved / found.least}
+        row["of memory"] = found.of_memory
         row |= {"tile": _tile(launch), "warps": launch.kernel.tiling.warps}
         if launch.source in seen:
             yield {**row, "same as": seen[launch.source]}
@@ -104,9 +105,11 @@ def markdown(found: list[dict[str, Any]], targets: list[str], option: str = "") 
         "# Triton kernels, compiled ahead of time", "",
         f"Made by `python -m benchmarks.aot{option}` without a GPU; bytes are those of T={STEPS}.  Per",
         "target: registers of a thread / bytes spilled by it / KiB of shared memory / matrix instructions in",
-        "the text / seconds to compile.  Tiles: positions of a chunk first, * an axis in blocks.  Bytes are",
-        "what the instances of a pass load and store over inputs and outputs once, this kernel's share in",
-        "brackets; `forward` is without gradients, `saving` leaves what the backward reads.", "",
+        "the text / seconds of a processor to compile.  Tiles: positions of a chunk first, * an axis in",
+        "blocks.  Bytes are what the instances of a pass load and store over inputs and outputs once, this",
+        "kernel's share in brackets; behind the comma, what of them memory moves: of an operand of up to",
+        f"{CACHE >> 20} MiB, which all caches hold, several instances read what came from memory once.",
+        "`forward` is without gradients, `saving` leaves what the backward reads.", "",
         f"| loop | dtype | kernel | tile, warps | bytes | {' | '.join(targets)} |",
         f"|---|---|---|---|---|{'---|' * len(targets)}",
     ]  # fmt: skip
@@ -114,7 +117,7 @@ def markdown(found: list[dict[str, Any]], targets: list[str], option: str = "") 
         if "kernel" not in row:
             lines.append(f"| {row['loop']} | {row['dtype']} | **{row['failed']}** |")
             continue
-        bytes_ = f"{row['ratio of pass']:.2f} ({row['ratio']:.2f})"
+        bytes_ = f"{row['ratio of pass']:.2f} ({row['ratio']:.2f}), {row['of memory']:.2f}"
         cells = [row["loop"], row["dtype"], row["kernel"], f"{row['tile']}, {row['warps']}", bytes_]
         if "same as" in row:
             cells += [f"as {row['same as']}"] + [""] * (len(targets) - 1)

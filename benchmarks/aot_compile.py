@@ -16,9 +16,10 @@ import json
 import multiprocessing
 import os
 import re
+import resource
+import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from tenfuse.step.program import compares
 
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 """Targets, and the bytes of shared memory that an instance may use there."""
-LIMIT = 60
-"""Seconds after which a compiler is stopped: nobody waits longer for a kernel."""
+LIMIT, PATIENCE = 60, 600
+"""Seconds of a processor after which a compiler is stopped, since nobody waits longer for a kernel;
+and of the clock, on a machine that does other things too."""
 _STOPPED, _CRASHED = f"not compiled after {LIMIT} s", "the compiler crashed"
 _MATRIX = ("wgmma.mma_async", "tcgen05.mma", "mma.sync", "v_mfma")
 
@@ -50,7 +52,7 @@ class Binary:
 
 
 def compiled(launch: Launch, target: str, again: bool = False) -> Binary:
-    """``launch``'s kernel for ``target``, in a process that ends after ``LIMIT`` seconds.
+    """``launch``'s kernel for ``target``, in a process that ends after ``LIMIT`` seconds of work.
 
     Taken from the cache if it is there, but for ``again``.
     """
@@ -86,11 +88,12 @@ def _apart(launch: Launch, target: str) -> Binary:
     child.start()
     theirs.close()
     try:
-        if not ours.poll(LIMIT):
+        if not ours.poll(PATIENCE):
             return Binary(target, failed=_STOPPED)
         return ours.recv()  # type: ignore[no-any-return]
     except EOFError:
-        return Binary(target, failed=_CRASHED)
+        child.join()
+        return Binary(target, failed=_STOPPED if child.exitcode == -signal.SIGXCPU else _CRASHED)
     finally:
         child.kill()
         child.join()
@@ -98,6 +101,9 @@ def _apart(launch: Launch, target: str) -> Binary:
 
 
 def _send(to: Any, launch: Launch, target: str) -> None:
+    # Processes that this one starts have the limit too.
+    spent = int(_seconds())
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + LIMIT, spent + LIMIT))
     to.send(_compiled(launch, target))
 
 
@@ -114,7 +120,7 @@ class Specialised:
         import triton
 
         parts = (self.source.hash(), self.options.hash(), self.backend.hash(), triton.__version__)
-        return key_of("1", self.source.fn.src, *parts)
+        return key_of("2", self.source.fn.src, *parts)
 
 
 def specialised(launch: Launch, target: str) -> Specialised:
@@ -138,18 +144,24 @@ def _compiled(launch: Launch, target: str) -> Binary:
     import triton
 
     given = specialised(launch, target)
-    start = time.perf_counter()
+    start = _seconds()
     try:
         made = triton.compile(given.source, target=given.gpu, options=given.options.__dict__)
     except Exception as error:  # Triton's passes raise what they like; the table says what.
         return Binary(target, failed=f"{type(error).__name__}: {_last_line(error)}")
-    seconds, amd = time.perf_counter() - start, given.gpu.backend == "hip"
+    seconds, amd = _seconds() - start, given.gpu.backend == "hip"
     registers, spilled = _amd(made.asm) if amd else _nvidia(made.asm)
     text = made.asm["amdgcn" if amd else "ptx"]
     matrix = {name: text.count(name) for name in _MATRIX if name in text}
     return Binary(
         target, "", seconds, registers, spilled, made.metadata.shared, made.metadata.num_warps, matrix
     )
+
+
+def _seconds() -> float:
+    """Of a processor, that this process and those it started have taken."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _gpu(target: str) -> Any:

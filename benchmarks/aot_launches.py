@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 import tenfuse.surroundings
-from tenfuse.plan.tile import TileKernel
+from tenfuse.plan.tile import TileKernel, timed
 from tenfuse.plan.traffic import moved
 from tenfuse.report.report import LoopReport
 from tenfuse.runtime import canary, tiled
-from tenfuse.runtime.tiles import TileLauncher
+from tenfuse.runtime.tiles import RESULTS, TileLauncher
 
 PASSES = ("forward", "saving", "backward")
+CACHE = 32 << 20
+"""Bytes of an operand that caches hold, as those of all cards of the table do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Launch:
     instances: int
     moved: int
     """Bytes that all instances load and store, every reload counted."""
+    fetched: int
+    """Of these what memory moves: an operand that caches hold whole is read from there but once."""
 
 
 @dataclasses.dataclass
@@ -50,6 +54,10 @@ class Pass:
     @property
     def ratio(self) -> float:
         return sum(x.moved for x in self.launches) / max(self.least, 1)
+
+    @property
+    def of_memory(self) -> float:
+        return sum(x.fetched for x in self.launches) / max(self.least, 1)
 
 
 def launches(
@@ -110,8 +118,8 @@ def _writing(passes: dict[str, Pass], longer: int) -> Iterator[None]:
 
     def launch(self: TileLauncher, tensors: Sequence[Tensor], instances: int, numbers: Sequence[int]) -> None:
         given = (*tensors, *numbers)
-        made = Launch(self.kernel, self.function, self.source, given, instances, moved(self.kernel, longer))
-        current[0].launches.append(made)
+        bytes_ = moved(self.kernel, longer), _fetched(self.kernel, tensors, longer, numbers[-2])
+        current[0].launches.append(Launch(self.kernel, self.function, self.source, given, instances, *bytes_))
 
     with (
         mock.patch.object(tenfuse.surroundings, "interpreting", lambda: True),
@@ -121,6 +129,17 @@ def _writing(passes: dict[str, Pass], longer: int) -> Iterator[None]:
         mock.patch.object(TileLauncher, "_launch", launch),
     ):
         yield
+
+
+def _fetched(kernel: TileKernel, tensors: Sequence[Tensor], steps: int, traced: int) -> int:
+    """``tensors`` are those of a call with ``traced`` steps."""
+    found = 0
+    for operand, tensor in zip(kernel.operands, tensors, strict=True):
+        every = moved(dataclasses.replace(kernel, operands=(operand,)), steps)
+        once = _bytes([tensor]) * (steps // traced if timed(kernel, operand) else 1)
+        again = operand.role not in RESULTS and once <= CACHE
+        found += min(every, once) if again else every
+    return found
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
