@@ -10,9 +10,7 @@ import torch
 
 import tenfuse.testing
 from reference import CASES
-from tenfuse import fuse
-from tenfuse.algebra.chunk import Unchunkable
-from tenfuse.plan.choose import ALGORITHMS, SHORT, Choice, Cost, choose
+from tenfuse.plan.choose import ALGORITHMS, SHORT, choose
 from tenfuse.plan.chunked import ChunkPlan
 from tenfuse.rewrite.chunked import whole_pieces
 from tenfuse.step.program import Contract
@@ -31,28 +29,6 @@ IN_CHUNKS = {
 
 NOT_IN_CHUNKS = {"semiring/viterbi"}
 """Its gradient in chunks is not proved: maxima over states within maxima."""
-
-
-@pytest.fixture
-def chunks_of(monkeypatch):
-    """Plan every loop that has a chunk program in chunks of so many steps."""
-
-    def of(length):
-        def chosen(program, recurrence, steps, cores, steady=True):
-            alone = choose(program, recurrence, steps, cores)
-            if recurrence is None or steps < 2 or (length > 1 and recurrence.form not in ALGORITHMS):
-                return alone
-            plan = ChunkPlan(program, recurrence, length)
-            try:
-                plan.core(length)
-            except Unchunkable:
-                return alone
-            name = ALGORITHMS.get(recurrence.form, "sequential")
-            return Choice(name, Cost(0, 0, 0, 0.0), plan)
-
-        monkeypatch.setattr(fuse, "choose", chosen)
-
-    return of
 
 
 CHUNKED = [case for case in CASES if case.name in IN_CHUNKS | NOT_IN_CHUNKS]
