@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 RUN = """
-import dataclasses, json, sys
+import json, sys
+import torch
 from benchmarks import aot
 from benchmarks.aot_loops import LOOPS
 
