@@ -155,7 +155,7 @@ def _nested(
 ) -> Outcome:
     """Also transform the graphs that higher-order operators call."""
     changed: dict[str, fx.GraphModule] = {}
-    for node in original.graph.nodes:
+    for node in graph.graph.nodes:
         inner = (
             getattr(original, node.target, None) if node.op == "get_attr" and "." not in node.target else None
         )

@@ -239,7 +239,7 @@ def _same(a: Interval) -> Interval:
 TRANSFER: dict[str, Callable[..., Interval]] = {
     "add": add, "sub": sub, "mul": mul, "div": div, "neg": neg, "pow": power, "abs": modulus,
     "maximum": maximum, "minimum": minimum, "clamp_min": maximum, "clamp_max": minimum,
-    "logaddexp": _logaddexp, "where": where, "cut": _same,
+    "logaddexp": _logaddexp, "where": where, "cut": _same, "sloped": lambda value, x, slope: value,
     "exp": monotone(math.exp, 0.0), "exp2": monotone(lambda x: 2.0**x, 0.0),
     "expm1": monotone(math.expm1, -1.0), "softplus": monotone(_softplus, 0.0),
     "sigmoid": monotone(_sigmoid, 0.0, 1.0), "tanh": monotone(math.tanh, -1.0, 1.0),

@@ -25,6 +25,7 @@ from tenfuse.capture.families import Box, sliced, whole
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.quiet import quiet, wants
 from tenfuse.capture.record import KEY, Record, Views, put, written
+from tenfuse.capture.slopes import Slopes
 from tenfuse.capture.versions import Storage
 from tenfuse.capture.views import (
     basic_index,
@@ -60,6 +61,7 @@ class _Copier:
         written_to = [t for n in self.graph.nodes for t in targets_written(n)]
         growing.flatten(self.graph, {storage_of(value_of(t)) for t in written_to})
         self.ssa = fx.Graph()
+        self.slopes = Slopes(gm, functionalize)
         self.record = Record(self.graph)
         self.nodes = list(self.graph.nodes)
         self.record.order = {n: i for i, n in enumerate(self.nodes)}
@@ -259,7 +261,7 @@ class _Copier:
             elif self.record.root.get(node, node) is not node:
                 self._view(node)
             else:
-                self.env[node] = made = self.ssa.node_copy(node, self.value)
+                self.env[node] = made = self._copied(node)
                 self.record.origin[made] = node
                 self.record.born[made] = self.now
                 self.record.fresh.add(made)
@@ -272,6 +274,14 @@ class _Copier:
                     self.record.versions[node] = [(self.record.order[node], made)]
         self._lifetimes()
         return self.ssa
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        found = self.slopes.of(node)
+        if found is None:
+            return self.ssa.node_copy(node, self.value)
+        made = self.ssa.create_node("call_function", found[0], self.map(found[1]), {}, node.name)
+        made.meta = copy.copy(node.meta)
+        return made
 
     def _view(self, node: fx.Node) -> None:
         first = node.args[0]
@@ -400,6 +410,8 @@ class _Copier:
                 return None
         elif not isinstance(number, (int, float)) or not base.is_floating_point():
             return None
+        else:
+            source = float(number)
         chosen, missing = self.value(mask), base.dim() - value_of(mask).dim()  # type: ignore[arg-type]
         if missing:
             index = (Ellipsis, *[None] * missing)

@@ -5,10 +5,12 @@ and the like read nothing of ``y`` but its dtype, device or sizes, names those i
 remains has one tensor operand, so it is seen as a view of that operand where it is one.
 Leaves alone what has sizes or a device that only a run can tell.  ``same`` says of a view
 whether it shows its operand entry by entry, as a conversion to the dtype it has already.
+What compared a state with None while it was traced has been answered, and goes.
 """
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -21,12 +23,17 @@ _IDLE = {
 }  # fmt: skip
 """Calls that may leave a tensor as it is; ``detach`` is none, it cuts the gradient."""
 
+_COMPARISONS = {operator.eq, operator.ne, operator.is_, operator.is_not}
+
 _SHAPED = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
 
 
 def settle(graph: fx.Graph) -> None:
     """Edit ``graph``, which the caller made."""
-    for node in graph.nodes:
+    for node in list(graph.nodes):
+        if node.target in _COMPARISONS and not node.users and None in node.args and not is_tensor(node):
+            graph.erase_node(node)
+            continue
         if node.op == "call_method" and len(node.args) >= 2 and is_tensor(node.args[1]):
             _settle(node, value_of(node.args[1]))
 

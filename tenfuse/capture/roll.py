@@ -297,7 +297,7 @@ class _Finder:
         ours = {rec.origin[n] for n in loop.nodes if n in rec.origin}
         places = [rec.order[n] for n in ours]
         for node in self.by_order[int(min(places)) : int(max(places)) + 1]:
-            fixed = node in rec.writers or value_of(node) is None
+            fixed = node in rec.writers or (value_of(node) is None and node.op != "get_attr")
             if fixed and node not in ours and node not in rec.idle:
                 raise reasons.refuse(reasons.ALIASED_WRITE, "", where(node))
 

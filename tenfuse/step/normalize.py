@@ -28,6 +28,7 @@ from tenfuse.capture.loop import Loop
 from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse, where
 from tenfuse.step.choice import unfold
 from tenfuse.step.purify import purify
+from tenfuse.step.sloped import sloped
 from tenfuse.step.triangle import masked
 
 aten = torch.ops.aten
@@ -60,6 +61,9 @@ class Aten:
     """The next value of every carry of the loop, read or not."""
     ys: tuple[fx.Node, ...]
 
+
+_CUTS = (cut, sloped)
+"""Operators that a body calls by name; they are registered when this is imported."""
 
 _DETACH = {"detach", torch.detach, "detach_"}
 

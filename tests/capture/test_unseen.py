@@ -302,29 +302,6 @@ def test_named_tuple():
     assert fates(f, X) == FUSED
 
 
-def test_soft_spike_by_its_own_derivative_is_kept():
-    class Spike(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, v):
-            ctx.save_for_backward(v)
-            return (v > 0).to(v.dtype)
-
-        @staticmethod
-        def backward(ctx, g):
-            return g / (1 + ctx.saved_tensors[0].abs()).pow(2)
-
-    def f(x):
-        v, o = torch.zeros_like(x[0]), []
-        for t in range(T):
-            v = v + (x[t] - v) / 2.0
-            s = Spike.apply(v - 1.0)
-            v = v * (1 - s)
-            o.append(s)
-        return torch.stack(o)
-
-    assert fates(f, (T, B, D)) == ["TF207"]
-
-
 VIEWS = {
     "to": lambda h: h.to(torch.float32),
     "contiguous": lambda h: h.contiguous(),

@@ -121,7 +121,7 @@ def test_reset_by_a_mask_of_the_state():
         for t in range(T):
             v = v + 0.5 * (3 * x[:, t] - v)
             fires = v > 1
-            v[fires] = 0.0
+            v[fires] = 0
             out.append(fires.float())
         return torch.stack(out, 1), v
 

@@ -498,6 +498,7 @@ _CHEAP = (
         "minimum",
         "where",
         "cut",
+        "sloped",
         "round_f32",
         "relu",
         "clamp_min",
@@ -517,6 +518,6 @@ def expression(fn: str, args: list[str]) -> str:
         return f"{args[0]} {_INFIX[fn]} {args[1]}"
     if fn == "neg":
         return f"-{args[0]}"
-    if fn == "cut":
+    if fn in ("cut", "sloped"):
         return args[0]
     return f"{_CALLS[fn]}({', '.join(args)})"

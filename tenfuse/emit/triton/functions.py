@@ -237,6 +237,8 @@ _OTHER: dict[str, Callable[..., str]] = {
     "sign": lambda x: f"tl.where({x} > 0.0, 1.0, tl.where({x} < 0.0, -1.0, 0.0))",
     "relu": lambda x: f"tl.where({x} < 0.0, 0.0, {x})",
     "cut": lambda x: x,
+    # A choice between the same: the value may lack an axis that the result has.
+    "sloped": lambda value, x, slope: f"tl.where({x} == {x}, {value}, {value})",
     "isnan": lambda x: f"({x} != {x})",
 }
 _ROUND = {"round_f16": "tl.float16", "round_f32": "tl.float32"}

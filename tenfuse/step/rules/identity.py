@@ -20,6 +20,11 @@ def _cut(space: Space, target: Any, a: Value) -> Value:
     return through(space, "cut", a)
 
 
+@rule(torch.ops.tenfuse.sloped.default)
+def _sloped(space: Space, target: Any, value: Value, x: Value, slope: Value) -> Value:
+    return each(space, "sloped", value, x, slope)
+
+
 @rule(aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default,
       aten.resolve_conj.default, aten.resolve_neg.default)  # fmt: skip
 def _same(space: Space, target: Any, a: Value, **kwargs: Any) -> Value:
