@@ -1,8 +1,9 @@
 """Loops that broke the graph: found from the places where Dynamo gave up.
 
-Takes Dynamo's own records of failed traces (the reason, the user's line, the function);
-leaves one kept ``LoopReport`` per ``for`` or ``while`` at fault.  A failure outside any
-loop leaves nothing: that is a plain graph break.
+Takes Dynamo's own records of what it traced: where it failed (the reason, the user's line,
+the function), or went on in the middle of a function.  Leaves one kept ``LoopReport`` per
+``for`` or ``while`` at fault.  What lies outside any loop leaves nothing: that is a plain
+graph break.
 """
 
 from __future__ import annotations
@@ -16,22 +17,32 @@ from tenfuse.reasons import GRAPH_BREAK
 from tenfuse.report.report import LoopReport, short
 
 LoopNode = ast.For | ast.While
+_RESUMED = "torch_dynamo_resume_in_"
+"""What Dynamo's functions for the rest of a function are called; Python 3.10 has them in loops."""
 
 
-def broken_loops(failures: Iterable[Any]) -> list[LoopReport]:
-    """One report per loop; ``failures`` are Dynamo's ``CompilationMetrics``."""
+def broken_loops(records: Iterable[Any]) -> list[LoopReport]:
+    """One report per loop; ``records`` are Dynamo's ``CompilationMetrics``."""
     found: dict[tuple[str, int], LoopReport] = {}
-    for failure in failures:
-        file, line = failure.fail_user_frame_filename, failure.fail_user_frame_lineno
+    for record in records:
+        file, line, reason = _place(record)
         if not file or not line:
             continue
         home, loop = file, enclosing(file, line)
         if loop is None:
-            home, loop = failure.co_filename, _calling(failure, file, line)
+            home, loop = record.co_filename, _calling(record, file, line)
         if loop is not None:
-            kept = _kept(home, loop, f"{short(file)}:{line}", failure.fail_reason)
-            found.setdefault((home, loop.lineno), kept)
+            found.setdefault((home, loop.lineno), _kept(home, loop, f"{short(file)}:{line}", reason))
     return list(found.values())
+
+
+def _place(record: Any) -> tuple[str | None, int | None, str]:
+    """The file and line where the graph broke, and why; nothing for a function traced to its end."""
+    if record.fail_reason:
+        return record.fail_user_frame_filename, record.fail_user_frame_lineno, record.fail_reason
+    if (record.co_name or "").startswith(_RESUMED):
+        return record.co_filename, record.co_firstlineno, "Dynamo goes on after it"
+    return None, None, ""
 
 
 def enclosing(file: str, line: int) -> LoopNode | None:
@@ -40,11 +51,11 @@ def enclosing(file: str, line: int) -> LoopNode | None:
     return max(around, key=lambda n: n.lineno, default=None)
 
 
-def _calling(failure: Any, file: str, line: int) -> LoopNode | None:
+def _calling(record: Any, file: str, line: int) -> LoopNode | None:
     """The loop of the traced function that called the function holding ``line``."""
-    if "graph break in loop" not in failure.fail_reason or not failure.co_filename:
+    if "graph break in loop" not in (record.fail_reason or "") or not record.co_filename:
         return None
-    outer = _function(failure.co_filename, failure.co_firstlineno or 0)
+    outer = _function(record.co_filename, record.co_firstlineno or 0)
     inner = _function(file, line)
     if outer is None:
         return None

@@ -33,13 +33,13 @@ def explain(model: Callable[..., Any], *, graphs: bool = False, **options: Any) 
         try:
             backend = explain_backend(sink, pairs if graphs else None, **options)
             torch.compile(model, backend=backend)(*args, **kwargs)
-            failed = [m for m in get_compilation_metrics() if id(m) not in earlier and m.fail_reason]
+            traced = [m for m in get_compilation_metrics() if id(m) not in earlier]
             newly = counters["graph_break"] - collections.Counter(breaks)
             why = [text.split("\n")[0] for text in newly]
         finally:
             torch._dynamo.reset()
         seen = {(r.file, r.line) for r in sink}
-        broken = [r for r in broken_loops(failed) if (r.file, r.line) not in seen]
+        broken = [r for r in broken_loops(traced) if (r.file, r.line) not in seen]
         return Report.of([*sink, *broken], graphs=tuple(pairs), breaks=tuple(why), model=named(model))
 
     return call
