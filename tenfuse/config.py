@@ -38,7 +38,7 @@ class Options:
     ``inner``         the compiler of everything outside the loops
     ``target``        the language of the kernels; "auto" follows the tensors' device
     ``validate``      "first-call": compare the graph before and after on real inputs, once
-    ``chunk``         steps between saved states; "auto" derives it from the sizes
+    ``chunk``         steps per chunk (Triton) or between saved states (C++); "auto" lets the plan decide
     ``fast_forward``  let long loops be traced for a few steps only (no effect in this version)
     ``inductor``      pairs ``(name, value)`` given as ``inductor.<name>``
     """
