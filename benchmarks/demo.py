@@ -14,6 +14,7 @@ import dataclasses
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,8 @@ def main() -> int:
     parser.add_argument("--json", metavar="PATH", help="also write the figures here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    # Of functions in transformers that ask for versions of packages: nothing the reader can act on.
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
     scale, rounds = (0.125, 5) if args.quick else (1.0, 9)
     out = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     screen = out if out.is_terminal else Console(stderr=True)
