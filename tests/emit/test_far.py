@@ -19,7 +19,10 @@ def everything_far(monkeypatch):
 
 
 @pytest.mark.parametrize("compute,tolerance", [("f32", 5e-5), ("f64", 1e-10)])
-@pytest.mark.parametrize("program", [programs.ema(D=40), programs.ten(K=40), programs.delta(K=16, V=40)])
+@pytest.mark.parametrize(
+    "program",
+    [programs.ema(D=40), programs.ten(K=40), programs.delta(K=16, V=40), programs.delta(B=8, K=32, V=64)],
+)
 def test_gradients(program, compute, tolerance):
     for name, mine, theirs in derived(program, 9, 4, compute):
         scale = max(1.0, float(theirs.abs().max()))

@@ -25,8 +25,8 @@ class Access:
     dims: tuple[tuple[AxisName, str], ...]
     padded: bool = False
     panel: str = ""
-    far: bool = False
-    """Written once and not read here: large ones are written past the cache."""
+    far: str = ""
+    """Written once and not read here: the condition under which it is written past the cache."""
     later: str = ""
     """Where not empty, the bytes from an entry to the one to ask for when it is read."""
 

@@ -1,11 +1,15 @@
 """Asking for memory some steps before it is read.
 
 Takes the lines of a step and the pointers they use; leaves lines that ask for the same
-streams ``lead`` steps later.  They change no value, only when memory answers.
+streams ``lead`` steps later, and for the checkpoint of the next chunk while one is walked
+back.  They change no value, only when memory answers.
 """
 
 from __future__ import annotations
 
+import math
+
+from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.operands import Operands, uses
 from tenfuse.plan.kernel import Operand
 from tenfuse.step.program import AxisName
@@ -15,7 +19,7 @@ AHEAD = 2048
 that memory takes to answer."""
 FURTHEST = 16
 """Steps that a stream is asked for ahead, at most."""
-LINE = 64
+LINE, PAGE = 64, 4096
 ITEM = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2, "bool": 1}
 
 
@@ -52,6 +56,43 @@ def lead(step: list[str], steps: int, within: str) -> list[str]:
     return [f"const int64_t lead = {within} ? {steps} : 0;"] if used else []
 
 
+def checkpoint(operands: Operands, index: int, axes: tuple[AxisName, ...], steps: int) -> list[str]:
+    """Lines that ask, in step ``k`` of ``steps``, for a share of the state saved before chunk ``z``.
+
+    Nothing for less than a page, which is read before it could be asked for.
+    """
+    place, found = operands.place("save", index), operands.access("save", index, axes)
+    assert place is not None
+    if not paged(operands, found, place):
+        return []
+    rows, size, terms = 1, 0, list[str]()
+    for axis, stride in reversed(found.dims):
+        extent = operands.spaces.axes[axis].extent
+        assert isinstance(extent, int)
+        if stride == "1":
+            size = extent * ITEM[operands.kernel.operands[place].dtype]
+        else:
+            terms.append(f"r / {rows} % {extent} * {stride}")
+            rows *= extent
+    share, name = -(-rows // steps), f"p{found.pointer[1:]}"
+    return [
+        f"for (int64_t r = k * {share}; r < k * {share} + {share} && r < {rows}; r++) {{",
+        f"const int64_t row = {' + '.join([f'(z - 1) * s{place}_0', *terms])};",
+        f"for (int64_t b = 0; b < {size}; b += {LINE}) soon({name}, (int64_t)sizeof(*{name}) * row + b);",
+        "}",
+    ]
+
+
+def paged(operands: Operands, found: Access, place: int) -> bool:
+    """Whether a task's part of an operand, in rows of whole cache lines, takes a page or more."""
+    extents = [(stride, operands.spaces.axes[a].extent) for a, stride in found.dims]
+    known = {stride: extent for stride, extent in extents if isinstance(extent, int)}
+    if len(known) < len(extents) or "1" not in known:
+        return False
+    item = ITEM[operands.kernel.operands[place].dtype]
+    return known["1"] * item % LINE == 0 and math.prod(known.values()) * item >= PAGE
+
+
 def _cache_lines(
     operands: Operands, operand: Operand, place: int, axes: tuple[AxisName, ...]
 ) -> list[tuple[str, int]]:
@@ -71,4 +112,4 @@ def _cache_lines(
     return found if len(found) <= 16 else []
 
 
-__all__ = ["FURTHEST", "distance", "lead", "soon"]
+__all__ = ["FURTHEST", "checkpoint", "distance", "lead", "paged", "soon"]

@@ -39,6 +39,7 @@ def backward(memory: Memory) -> list[str]:
     step = ahead.soon(memory.operands, step + again, work) + step
     step = ahead.lead(step, chunk if reverse else -chunk, "z > 0") + step
     walk += ["for (int64_t k = many - 1; k >= 0; k--) {", *(history.slots() if needed else [])]
+    walk += history.soon() if needed and not memory.together else []
     walk += [*pointers(memory, step, history.time(), following(not reverse)), *step, "}"]
     chunks = f"(steps + {chunk - 1}) / {chunk}"
     if not memory.together:
@@ -88,6 +89,14 @@ class History:
             lambda i: self.arrays[i].access(self.forward.carries[i].axes),
             "steps - 1 - first" if self.reverse else "first",
         )
+
+    def soon(self) -> list[str]:
+        """Lines that ask, in step ``k``, for a share of the checkpoint that the next chunk starts from."""
+        lines: list[str] = []
+        for i, carry in enumerate(self.forward.carries):
+            if self.memory.operands.place("save", i) is not None:
+                lines += ahead.checkpoint(self.memory.operands, i, carry.axes, self.chunk)
+        return ["if (z > 0) {", *lines, "}"] if lines else []
 
     def again(self) -> list[str]:
         """The loop that computes the chunk's other states."""

@@ -65,7 +65,7 @@ class Operands:
                 continue
             unit = operand.unit is not None and operand.axes[p] == operand.unit
             dims.append((a, "1" if unit else f"s{place}_{p + first}"))
-        far = role == "out" and timed(self.kernel, operand)
+        far = "far" if role == "out" and timed(self.kernel, operand) else ""
         return Access(f"{letter}{number}", tuple(dims), far=far)
 
     def ctype(self, operand: Operand) -> str:

@@ -56,6 +56,11 @@ FN M flip(M m) { return ~m; }
 FN bool flip(bool m) { return !m; }
 FN M is_nan(V x) { return x != x; }
 FN bool is_nan(T x) { return x != x; }
+#if defined(__AVX512F__) && @LINE <= 64
+FN V once(V x) { asm("" : "+v"(x)); return x; }  // loaded once, whoever reads it
+#else
+FN V once(V x) { return x; }
+#endif
 FN void soon(const void* p, int64_t bytes) { __builtin_prefetch((const void*)((uintptr_t)p + bytes)); }
 static const M LANE = {@LANE};
 FN V keep(V x, int64_t n, T other) { return sel(LANE < (M){} + (I)n, x, bc(other)); }
@@ -343,13 +348,27 @@ def _folds(lanes: int) -> str:
     return "\n".join(lines)
 
 
-def _trees(lanes: int) -> str:
+def _pairs(lanes: int, width: int, double: bool) -> tuple[list[int], list[int]]:
+    """Lanes of two vectors, those of the second counted on, whose sums lie side by side.
+
+    Single lanes of 32 bits are interleaved within 128 bits: a shuffle of one instruction, which
+    multiply-adds do not wait for as they do for one of any lanes of two registers.
+    """
+    if width == 1 and not double and lanes >= 4:
+        low = [i // 4 * 4 + i % 4 // 2 + i % 2 * lanes for i in range(lanes)]
+        return low, [i + 2 for i in low]
+    low = [(i & ~width) + lanes if i & width else i for i in range(lanes)]
+    return low, [(i + lanes if i & width else i + width) for i in range(lanes)]
+
+
+def _trees(lanes: int, double: bool) -> str:
     """``foldN``: the sums of N vectors at once, in the first N lanes (repeated)."""
     lines = []
     width = 1
     while width < lanes:
-        low = [(i & ~width) + lanes if i & width else i for i in range(lanes)]
-        high = [(i + lanes if i & width else i + width) for i in range(lanes)]
+        low, high = _pairs(lanes, width, double)
+        names = [f"{'xy'[i // lanes]}[{i % lanes}]" for i in range(2 * lanes)]
+        entries = [f"{names[a]} + {names[b]}" for a, b in zip(low, high, strict=True)]
         pairs = [", ".join(map(str, order)) for order in (low, high)]
         lines += [
             f"FN V join{width}(V x, V y) {{",
@@ -357,9 +376,7 @@ def _trees(lanes: int) -> str:
             f"  V a = __builtin_shufflevector(x, y, {pairs[0]});",
             f"  return a + __builtin_shufflevector(x, y, {pairs[1]});",
             "#else",
-            "  V r; for (int i = 0; i < W; i++)",
-            f"  r[i] = i & {width} ? y[i & ~{width}] + y[i] : x[i] + x[i + {width}];",
-            "  return r;",
+            f"  return (V){{{', '.join(entries)}}};",
             "#endif",
             "}",
         ]
@@ -428,7 +445,7 @@ def preamble(compute: str, lanes: int) -> str:
         + _MEMORY
         + _EXACT
         + _folds(lanes)
-        + _trees(lanes)
+        + _trees(lanes, double)
         + _square(lanes)
         + (_F64 if double else _F32)
         + _DERIVED

@@ -63,7 +63,7 @@ def _task(settled: Settled, memory: Memory) -> list[str]:
     return [
         *memory.operands.strides(),
         *(f"const int64_t N{i} = N[{i}]; (void)N{i};" for i in range(len(settled.spaces.axes))),
-        _far(settled),
+        *_far(settled),
         *_offsets(memory),
         *memory.operands.heads(),
         *memory.shares.heads(),
@@ -93,15 +93,23 @@ def _offsets(memory: Memory) -> list[str]:
     return lines
 
 
-def _far(settled: Settled) -> str:
-    """Whether the per-step results are too large to stay in the cache."""
-    kernel, entries = settled.kernel, ["0"]
+def _far(settled: Settled) -> list[str]:
+    """Whether the per-step results are too large to stay in the cache, and whether they are with
+    the saved states, which are read last of all."""
+    kernel, sizes = settled.kernel, settled.spaces.axes
+    entries: dict[str, list[str]] = {"out": ["0"], "save": ["wide"]}
     for o in kernel.operands:
         if o.role == "out" and timed(kernel, o):
             axes = kernel.program.outs[o.index].axes
-            entries.append(" * ".join(["steps", *(f"N{settled.spaces.axes[a].id}" for a in axes)]))
+            entries["out"].append(" * ".join(["steps", *(f"N{sizes[a].id}" for a in axes)]))
+        elif o.role == "save" and not kernel.backward:
+            many = f"(steps / {max(1, kernel.checkpoint)} + 1)"
+            entries["save"].append(" * ".join([many, *(f"N{sizes[a].id}" for a in o.axes)]))
     limit = FAR_BYTES // (8 if kernel.compute == "f64" else 4)
-    return f"const bool far = {' + '.join(entries)} > {limit}; (void)far;"
+    return [
+        f"const int64_t wide = {' + '.join(entries['out'])}, all = {' + '.join(entries['save'])};",
+        f"const bool far = wide > {limit}, away = all > {limit}; (void)far; (void)away;",
+    ]
 
 
 __all__ = ["emit", "timed"]

@@ -6,8 +6,10 @@ what is carried over computed for the first step), of one step, and after it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
+from tenfuse.emit.cpp import ahead
 from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.arena import Array
 from tenfuse.emit.cpp.copies import copy
@@ -139,6 +141,8 @@ def saved(
     outside = memory.operands.access("save", i, axes)
     kind = memory.operands.ctype(memory.settled.kernel.operands[place])
     number = outside.pointer[1:]
+    if out and ahead.paged(memory.operands, outside, place):
+        outside = dataclasses.replace(outside, far="away")
     source, target = (state, outside) if out else (outside, state)
     return [
         "{",

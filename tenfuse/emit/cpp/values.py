@@ -11,10 +11,12 @@ from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.frame import Combo, Frame
 from tenfuse.emit.cpp.preamble import BOOLEAN, COMPARE, expression
 from tenfuse.emit.cpp.shape import Store
-from tenfuse.step.program import AxisName, Const, Pointwise, Ref
+from tenfuse.step.program import AxisName, Const, Pointwise, Ref, arguments
 
 Read = Callable[[Ref], Access]
 Write = Callable[[Store], Access]
+_OFTEN = 3
+"""Operations on one loaded vector from which on it gets a register."""
 
 
 def literal(value: float, compute: str) -> str:
@@ -32,6 +34,7 @@ class Values:
     def __init__(self, frame: Frame, read: Read, write: Write, adds: frozenset[tuple[str, int]]) -> None:
         self.frame, self.nest, self.nodes, self.axes = frame, frame.nest, frame.nodes, frame.axes
         self.read, self.write, self.adds = read, write, adds
+        self.computed = frame.scheduler.computed(frame.nest) - frame.nest.kept
 
     def define(self, ref: Ref, at: Combo) -> None:
         node, axes = self.nodes[ref], self.axes[ref]
@@ -43,7 +46,17 @@ class Values:
             kind, value = self.frame.type(axes), self.load(access, axes, at)
             if access.later and kind == "V":
                 self.frame.put(f"soon({self.frame.address(access, at)[0]}, {access.later});")
+            if kind == "V" and self._often(ref):
+                value = f"once({value})"
         self.frame.put(f"const {kind} {self.frame.name(ref, at)} = {value};")
+
+    def _often(self, ref: Ref) -> bool:
+        """Whether every entry that the nest passes is read by several operations: compilers load
+        it again for each, which takes longer than the operations."""
+        whole = frozenset(self.nest.order)
+        if len(whole) < 2 or self.axes[ref] != whole:
+            return False
+        return sum(ref in arguments(self.nodes[r]) for r in self.computed) >= _OFTEN
 
     def number(self, ref: Ref, at: Combo, vector: bool) -> str:
         """The value of an argument; as a vector if the caller needs one."""
@@ -112,7 +125,7 @@ class Values:
         elif count and not access.padded:
             self.frame.put(f"stn({address}, {value}, {count});")
         elif access.far:
-            self.frame.put(f"stf({address}, {value}, far);")
+            self.frame.put(f"stf({address}, {value}, {access.far});")
         else:
             self.frame.put(f"st({address}, {value});")
 
