@@ -199,6 +199,8 @@ class _Copier:
 
     def _resolve(self, node: fx.Node, state: Storage) -> fx.Node:
         """The value last written to this very slice, or the slice of the version that matters."""
+        if node in self.record.inplace:  # the very view that it wrote to
+            return self.value(node.args[0])  # type: ignore[arg-type]
         if not is_tensor(node):
             return self._replay(node, state, state.current)
         known, version = state.find(self.box[node])
@@ -222,6 +224,9 @@ class _Copier:
             return cached
         first = node.args[0]
         assert isinstance(first, fx.Node)
+        while first in self.record.inplace:
+            assert isinstance(first.args[0], fx.Node)
+            first = first.args[0]
         base = version if not self.chain[first] else self._replay(first, state, version)
         args, kwargs = (base, *self.map(node.args[1:])), self.map(node.kwargs)
         early = version is state.initial  # what the buffer held before is known before the steps

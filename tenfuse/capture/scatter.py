@@ -58,6 +58,12 @@ def _simple(op: ViewOp, base: torch.Tensor) -> list[Simple] | None:
     if op.target is operator.getitem and not kwargs:
         return _index(op.args[0], base)
     name = op.target if isinstance(op.target, str) else getattr(op.target, "__name__", "")
+    if name in ("view", "reshape", "flatten", "unflatten", "squeeze"):
+        return [_reshaped(op)]
+    if name == "t" and base.dim() == 2:
+        return [_transpose(0, 1)]
+    if name == "permute" and not kwargs:
+        return [_permuted(op.args if isinstance(op.args[0], int) else op.args[0])]
     if name in ("transpose", "swapaxes", "unsqueeze", "select", "narrow") and not kwargs:
         known: dict[str, Callable[..., Simple]] = {
             "transpose": _transpose, "swapaxes": _transpose, "unsqueeze": _unsqueeze, "select": _select,
@@ -90,6 +96,17 @@ def _unsqueeze(dim: int) -> Simple:
 
 def _transpose(i: int, j: int) -> Simple:
     return lambda x: x.transpose(i, j), lambda x, y: y.transpose(i, j)
+
+
+def _reshaped(op: ViewOp) -> Simple:
+    """The same entries in the same order under other dimensions."""
+    return lambda x: op.target(x, *op.args, **dict(op.kwargs)), lambda x, y: y.reshape(x.shape)
+
+
+def _permuted(order: Sequence[int]) -> Simple:
+    order = [d % len(order) for d in order]
+    back = [order.index(d) for d in range(len(order))]
+    return lambda x: x.permute(order), lambda x, y: y.permute(back)
 
 
 def _index(index: Any, base: torch.Tensor) -> list[Simple] | None:

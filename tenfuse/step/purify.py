@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from tenfuse.reasons import SIDE_EFFECT, refuse
+from tenfuse.reasons import SIDE_EFFECT, refuse, where
 
 aten = torch.ops.aten
 
@@ -38,12 +38,13 @@ def purify(graph: fx.Graph) -> None:
             or not isinstance(written, fx.Node)
             or any(n.op == "placeholder" for n in shares)
         ):
-            raise refuse(SIDE_EFFECT, f"the body mutates a tensor ({node.target})")
+            raise refuse(SIDE_EFFECT, f"the body mutates a tensor ({node.target})", where(node))
         stale = [n for n in shares if n not in (written, node) and order[n] < order[node]]
         if any(order[user] > order[node] for n in stale for user in n.users):
             raise refuse(
                 SIDE_EFFECT,
                 f"the body mutates a tensor that it also reads under another name ({node.target})",
+                where(node),
             )
         with graph.inserting_before(node):
             if functional is aten.copy.default:

@@ -86,7 +86,8 @@ def read(step: Aten, parts: Fission) -> Step:
             continue
         space.begin(final=True)
         return _finish(_Reader(space, step, parts).run())
-    raise refuse(AXES, "the axes of the step do not settle")
+    last = next((n for n in step.graph.nodes if n.name == space.site.partition("/")[0]), None)
+    raise refuse(AXES, "the axes of the step do not settle", "" if last is None else where(last))
 
 
 class _Reader:
@@ -131,7 +132,7 @@ class _Reader:
         tensor = node.meta["val"]
         numeric = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool
         if not numeric and kind == "carry":
-            raise refuse(DTYPE, f"a carry is {tensor.dtype}")
+            raise refuse(DTYPE, f"a carry is {tensor.dtype}", where(self.step.nexts[source]))
         dims = self.space.new_dims(tuple(tensor.shape), name)
 
         def make(key: Key) -> Refs:
