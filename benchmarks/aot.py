@@ -63,7 +63,7 @@ def rows(
     try:
         report, passes = launches(case.run, inputs(case, setting, DTYPES[dtype]), STEPS)
     except Exception as error:  # The table goes on with the next loop.
-        yield {**head, "failed": f"{type(error).__name__}: {error}".split("\n\n")[0].replace("\n", " ")[:200]}
+        yield {**head, "failed": _said(error)}
         return
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -191,7 +191,14 @@ def _made(work: list[Job], jobs: int, targets: list[str]) -> Iterator[list[dict[
 def _job(job: Job) -> list[dict[str, Any]]:
     """The rows of one loop, in a process of its own."""
     name, setting, dtype, targets, again = job
-    return list(rows(next(c for c in LOOPS if c.name == name), setting, dtype, targets, again))
+    try:
+        return list(rows(next(c for c in LOOPS if c.name == name), setting, dtype, targets, again))
+    except Exception as error:  # The table goes on with the next loop.
+        return [{"loop": name, "dtype": dtype, "failed": _said(error)}]
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n\n")[0].replace("\n", " ")[:200]
 
 
 def _chosen(quick: bool, only: str) -> Iterator[tuple[str, tuple[tuple[str, int], ...], str, bool]]:
