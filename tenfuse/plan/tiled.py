@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from tenfuse.plan.canonical import canonical
 from tenfuse.plan.divide import divided
@@ -27,6 +28,10 @@ from tenfuse.plan.traffic import nanoseconds, spilled
 from tenfuse.plan.ways import Way, cheapest
 from tenfuse.step.adjoint import Adjoint, adjoint
 from tenfuse.step.program import AxisName, StepProgram
+
+Told = TypeVar("Told")
+_SHORTEST, _GAIN = 16, 0.9
+"""Steps of a chunk that none shorter is tried beside, and how much less time than a longer one it takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +101,8 @@ class _Planner:
         self.handed = dots if dots in ("bf16", "f16") and stepped.apart else self.compute
         self.count = len(base.streams)
         self.given = max(self.count, stepped.within + 1)
+        self.free = 0
+        """The next number of a value that one pass hands on to another."""
 
     def plan(self) -> TilePlan:
         back = None
@@ -136,17 +143,22 @@ class _Planner:
         return self._fitting(parts, back)
 
     def _fitting(self, parts: tuple[Part, ...], back: Adjoint | None) -> tuple[Pass, ...]:
-        """The passes; one that would not fit in registers in two, where that takes less time."""
-        found = list[Pass]()
-        free = 1 + max((i for p in parts for kind, i in p.names if kind == "cross"), default=-1)
-        for part in parts:
-            made = (self._pass(part, back),)
-            if part.parallel and spilled(made[0].kernel):
-                ways = [made, *(tuple(self._pass(p, back) for p in two) for two in divided(part, free))]
-                made = min(ways, key=_time)
-                free += sum(kind == "cross" for p in made[:-1] for kind, _ in p.names)
-            found += made
-        return tuple(found)
+        """The passes; those that would not fit in registers in two or more, where that takes less time."""
+        self.free = 1 + max((i for p in parts for kind, i in p.names if kind == "cross"), default=-1)
+        return tuple(p for part in parts for p in self._least(part, back))
+
+    def _least(self, part: Part, back: Adjoint | None) -> tuple[Pass, ...]:
+        alone = (self._pass(part, back),)
+        if not part.parallel or not spilled(alone[0].kernel):
+            return alone
+        best, time = tuple[Part, ...]((part,)), _time(alone)
+        for two in divided(part, self.free):
+            other = _time([self._pass(one, back) for one in two])
+            best, time = (two, other) if other < time else (best, time)
+        if len(best) == 1:
+            return alone
+        self.free += sum(kind == "cross" for kind, _ in best[0].names)
+        return tuple(p for one in best for p in self._least(one, back))
 
     def _pass(self, part: Part, back: Adjoint | None) -> Pass:
         operands = self._operands(part, back)
@@ -223,8 +235,32 @@ class _Planner:
         return Operand(role, index, dtype, axes, axes[-1] if axes else None)
 
 
+def faster_first(plans: Iterator[tuple[Told, TilePlan]]) -> Iterator[tuple[Told, TilePlan]]:
+    """The plans of one loop, the first two in the order of what a step takes where both run chunks.
+
+    A shorter chunk leaves more states to be written; a longer one may hold more than an instance can,
+    and then takes more passes or smaller blocks, which read again what others have read.
+    """
+    first = next(plans, None)
+    if first is None:
+        return
+    second = next(plans, None) if first[1].length > _SHORTEST else None
+    if second is not None and second[1].length > 1 and _step(second[1]) < _GAIN * _step(first[1]):
+        first, second = second, first
+    yield first
+    if second is not None:
+        yield second
+    yield from plans
+
+
+def _step(plan: TilePlan) -> float:
+    """Nanoseconds of a step, with gradients where there are any."""
+    behind = plan.backward.passes if plan.backward is not None else ()
+    return (_time(plan.saving) + _time(behind)) / plan.length
+
+
 def _time(passes: Sequence[Pass]) -> float:
     return sum(nanoseconds(p.kernel) for p in passes)
 
 
-__all__ = ["Pass", "Stepped", "TileBackward", "TilePlan", "tile_plan"]
+__all__ = ["Pass", "Stepped", "TileBackward", "TilePlan", "faster_first", "tile_plan"]

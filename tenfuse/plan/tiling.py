@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Collection, Mapping
 
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.registers import peak
+from tenfuse.plan.registers import peak, room
 from tenfuse.plan.slices import beside_matrices, only_in_slices, slices
 from tenfuse.plan.tile import LARGEST, LEAST, Tiling, padded
-from tenfuse.plan.traffic import CORES, HELD
+from tenfuse.plan.traffic import CORES
 from tenfuse.reasons import NO_TILES, refuse
 from tenfuse.step.program import (
     AxisName,
@@ -59,12 +59,7 @@ def tiling(
     free = [a for a in program.sizes if (a in parallel or a in shared) and a not in rows]
     cut = _cut(program, free, operands, parallel, rows)
     cut += _beside(program, free, parallel, cut)
-    few = {a for a in free if a in parallel and a not in cut and _read_again(program, operands, a)}
-    few -= {a for a in few if _for_each(program, a)}
-    held = [
-        a for a in dict.fromkeys((*rows, *_positions(program), *program.sizes))
-        if a in rows or a in few or a not in (*parallel, *cut)
-    ]  # fmt: skip
+    held = _held(program, operands, rows, free, cut)
     if set(held) & program.dynamic:
         raise refuse(NO_TILES, "an axis that the step sums over has a size that is only known at run time")
     extent = {a: padded(program.sizes[a]) for a in held}
@@ -74,57 +69,103 @@ def tiling(
         raise refuse(NO_TILES, f"a value of the step has {inner} entries per tile, more than {LARGEST}")
     beside = beside_matrices(program, extent) if one_step else frozenset[AxisName]()
     widest = {a: max(min(padded(program.sizes[a]), _WIDEST), LEAST if a in beside else 1) for a in cut}
-    blocks = dict(widest)
-    matrices = _matrices(program)
-    budget = BUDGET if len(cut) < 2 else 2 * BUDGET
-    fill = CORES if matrices else FILL
-    narrow = dots in ("bf16", "f16")
-
-    def crowded() -> bool:
-        tiles = {**extent, **blocks}
-        if counted:
-            return peak(program, tiles, _MOST_WARPS, narrow) > HELD
-        return _largest(program, tiles, cut) > budget
-
-    counted = matrices and dots != "ieee"
-    _shorten(blocks, cut, parallel, crowded, LEAST if held else 1)
-    if counted and crowded():
-        # What is held whole is too much already: shorter blocks would only read it again.
-        counted, blocks = False, dict(widest)
-        _shorten(blocks, cut, parallel, crowded, LEAST if held else 1)
-    others = math.prod(program.sizes[a] for a in free if a not in cut and a in parallel)
-    while alone and cut and others * _parts(program, blocks) < fill:
-        largest = max(cut, key=lambda a: (blocks[a], a != cut[0]))
-        if blocks[largest] <= LEAST:
-            break
-        blocks[largest] //= 2
+    found = _Blocks(program, extent, widest, dots, one_step)
+    found.fit()
+    if alone:
+        found.spread(math.prod(program.sizes[a] for a in free if a not in cut and a in parallel))
+    blocks = {a: n for a, n in found.blocks.items() if n > 1 or a not in parallel}
     extent |= blocks
-    cut = tuple(a for a in cut if a in parallel or a in program.dynamic or blocks[a] < program.sizes[a])
+    cut = tuple(a for a in blocks if a in parallel or a in program.dynamic or blocks[a] < program.sizes[a])
     grid = tuple(a for a in free if a not in extent and a in parallel)
-    matrices = matrices and not _scans(program, extent)
+    return Tiling(tuple(extent.items()), cut, grid, _warps(program, extent, dots))
+
+
+def _held(
+    program: StepProgram,
+    operands: Collection[Operand],
+    rows: tuple[AxisName, ...],
+    free: Collection[AxisName],
+    cut: tuple[AxisName, ...],
+) -> list[AxisName]:
+    """The axes that are whole in every tile: positions, mixed ones, and few entries that read the same."""
+    parallel = program.parallel_axes()
+    few = {a for a in free if a in parallel and a not in cut and _read_again(program, operands, a)}
+    few -= {a for a in few if _for_each(program, a)}
+    return [
+        a for a in dict.fromkeys((*rows, *_positions(program), *program.sizes))
+        if a in rows or a in few or a not in (*parallel, *cut)
+    ]  # fmt: skip
+
+
+class _Blocks:
+    """How many entries an instance holds along the axes that are cut, beside those that are whole."""
+
+    def __init__(
+        self,
+        program: StepProgram,
+        extent: Mapping[AxisName, int],
+        widest: Mapping[AxisName, int],
+        dots: str,
+        one_step: bool,
+    ) -> None:
+        self.program, self.extent, self.widest, self.dots = program, extent, widest, dots
+        self.parallel, self.matrices = program.parallel_axes(), _matrices(program)
+        self.one_step, self.counted = one_step, self.matrices and not (one_step and dots == "ieee")
+        self.least = LEAST if extent else 1
+        self.cut, self.blocks = tuple(widest), dict(widest)
+
+    def fit(self) -> None:
+        """Halve blocks as long as an instance holds too much."""
+        if self.counted:
+            self._shorten(self._spills, self.least)
+            if not self._spills():
+                return
+            # What is held whole is too much already: shorter blocks would only read it again.
+            self.blocks = dict(self.widest)
+        self._shorten(self._large, self.least)
+        if not self.matrices and not self.one_step:
+            # Tiles of whole chunks are large by themselves: nothing is gained by several at once.
+            self._shorten(lambda: _largest(self.program, self._tiles(), self.cut) > BUDGET, 1)
+
+    def spread(self, others: int) -> None:
+        """Halve blocks as long as there are too few instances to fill a card; ``others`` of each block."""
+        fill = CORES if self.matrices else FILL
+        while self.cut and others * _parts(self.program, self.blocks) < fill:
+            largest = max(self.cut, key=lambda a: (self.blocks[a], a != self.cut[0]))
+            if self.blocks[largest] <= LEAST:
+                break
+            self.blocks[largest] //= 2
+
+    def _tiles(self) -> dict[AxisName, int]:
+        return {**self.extent, **self.blocks}
+
+    def _spills(self) -> bool:
+        return peak(self.program, self._tiles(), _MOST_WARPS, self.dots) > room(self.dots)
+
+    def _large(self) -> bool:
+        budget = BUDGET if len(self.cut) < 2 else 2 * BUDGET
+        return _largest(self.program, self._tiles(), self.cut) > budget
+
+    def _shorten(self, too_much: Callable[[], bool], least: int) -> None:
+        """Outputs are written in parts where an axis is shared: that is cut when the others are short."""
+        while self.cut and too_much():
+            largest = max(self.cut, key=self._order)
+            if self.blocks[largest] <= least:
+                break
+            self.blocks[largest] //= 2
+
+    def _order(self, axis: AxisName) -> tuple[bool, int, bool]:
+        block = self.blocks[axis]
+        return axis in self.parallel and block > _NARROW, block, axis != self.cut[0]
+
+
+def _warps(program: StepProgram, extent: Mapping[AxisName, int], dots: str) -> int:
+    matrices = _matrices(program) and not _scans(program, extent)
     warps = padded(_largest(program, extent) // (32 * (_MATRIX if matrices else _EACH)))
     warps = min(max(warps, _GROUP if matrices else 1), _MOST_WARPS)
-    while matrices and warps < _MOST_WARPS and peak(program, extent, warps, narrow) > HELD:
+    while matrices and warps < _MOST_WARPS and peak(program, extent, warps, dots) > room(dots):
         warps *= 2
-    return Tiling(tuple(extent.items()), cut, grid, warps)
-
-
-def _shorten(
-    blocks: dict[AxisName, int],
-    cut: tuple[AxisName, ...],
-    parallel: frozenset[AxisName],
-    crowded: Callable[[], bool],
-    least: int,
-) -> None:
-    """Halve blocks as long as a tile is too large, in place.
-
-    Outputs are written in parts where an axis is shared: that is cut when the others are short.
-    """
-    while cut and crowded():
-        largest = max(cut, key=lambda a: (a in parallel and blocks[a] > _NARROW, blocks[a], a != cut[0]))
-        if blocks[largest] <= least:
-            break
-        blocks[largest] //= 2
+    return warps
 
 
 def _positions(program: StepProgram) -> list[AxisName]:

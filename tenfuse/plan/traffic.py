@@ -12,22 +12,22 @@ from __future__ import annotations
 import math
 
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.registers import peak
+from tenfuse.plan.registers import peak, room
 from tenfuse.plan.tile import TileKernel, timed
 from tenfuse.step.program import Contract, Ref, Solve, factors, only_summed
 
 CORES = 128
 """Of the assumed card, on each of which an instance runs."""
-HELD = 256
-"""Entries that a thread holds at once without spilling, beside what it counts and addresses with."""
 _BANDWIDTH = 4000
 """Bytes per nanosecond."""
-_RATE = {"bf16": 3000, "f16": 3000, "tf32": 1500, "ieee": 200}
+_RATE = {"bf16": 3000, "f16": 3000, "tf32": 1500, "ieee": 500}
 """Operations on matrices per nanosecond and core, about half of what data sheets say."""
 _LATENCY, _SOLVED = 800, 3000
 """Nanoseconds that an instance waits for what it loads, and for a triangular system's substitutions."""
 _BESIDE = 4
 """Instances whose waits a core fills with one another's work."""
+_BACK = 3
+"""How often what registers do not hold is moved: put away, taken up, and waited for."""
 BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "bool": 1}
 
 
@@ -99,9 +99,9 @@ def _work(kernel: TileKernel) -> tuple[float, float]:
 
 def spilled(kernel: TileKernel) -> int:
     """Bytes that an instance puts away and takes up again since its registers do not hold them."""
-    warps, narrow = kernel.tiling.warps, kernel.dots in ("bf16", "f16")
-    held = peak(kernel.program, dict(kernel.tiling.blocks), warps, narrow)
-    return int(2 * 4 * 32 * warps * max(held - HELD, 0))
+    warps = kernel.tiling.warps
+    held = peak(kernel.program, dict(kernel.tiling.blocks), warps, kernel.dots)
+    return int(_BACK * 4 * 32 * warps * max(held - room(kernel.dots), 0))
 
 
-__all__ = ["CORES", "HELD", "instances", "moved", "nanoseconds", "spilled"]
+__all__ = ["CORES", "instances", "moved", "nanoseconds", "spilled"]

@@ -16,7 +16,7 @@ import torch
 from tenfuse.plan.choose import Choice
 from tenfuse.plan.loop import LoopPlan, Wanted, plan
 from tenfuse.plan.tensors import Examples
-from tenfuse.plan.tiled import Stepped, TilePlan, tile_plan
+from tenfuse.plan.tiled import Stepped, TilePlan, faster_first, tile_plan
 from tenfuse.reasons import Refused
 from tenfuse.rewrite.chunked import Chunked, whole_pieces
 from tenfuse.runtime.op import register
@@ -86,19 +86,28 @@ class _Call:
         return self._op(self._base(chunk), choice)
 
     def on_tiles(self, candidates: Iterator[tuple[Choice, Stepped, str]], trial: Trial) -> Launched:
-        """The first of the ``candidates`` that has kernels and passes its trial."""
+        """The first of the ``candidates`` that has kernels and passes its trial, faster chunks first."""
+        refused = list[Refused]()
+        for choice, made in faster_first(self._planned(candidates, refused)):
+            try:
+                trial(made, self.given)
+            except Refused as found:
+                refused.append(found)
+                continue
+            return self._op(made, choice)
+        raise refused[-1]
+
+    def _planned(
+        self, candidates: Iterator[tuple[Choice, Stepped, str]], refused: list[Refused]
+    ) -> Iterator[tuple[Choice, TilePlan]]:
         base = self._base(None)
-        last: Refused | None = None
         for choice, stepped, dots in candidates:
             try:
                 made = tile_plan(base, stepped, dots)
-                trial(made, self.given)
-            except Refused as refused:
-                last = refused
+            except Refused as found:
+                refused.append(found)
                 continue
-            return self._op(made, choice)
-        assert last is not None
-        raise last
+            yield choice, made
 
     def _base(self, chunk: int | None) -> LoopPlan:
         step = self.step

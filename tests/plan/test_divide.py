@@ -32,8 +32,7 @@ def test_every_division_is_the_step(name, direction):
         got = in_passes(every, inputs, held, len(program.outs))
         exact(got[0], want[0])
         exact(got[1], want[1])
-        assert len(first.names) + len(second.names) > len(whole.names)
-        assert second.program.parallel_axes() > whole.program.parallel_axes() & set(second.program.sizes)
+        assert len(first.names) + len(second.names) >= len(whole.names)
 
 
 @pytest.mark.parametrize("name", ["gated", "delta"])
