@@ -11,7 +11,7 @@ from collections import Counter
 
 from tenfuse.algebra.letters import Letters, closed, joined
 from tenfuse.step.functions import FUNCTIONS
-from tenfuse.step.program import Contract, Input, Pointwise, Ref, arguments
+from tenfuse.step.program import Const, Contract, Input, Pointwise, Ref, arguments
 
 _SHORT = 120
 
@@ -95,7 +95,9 @@ class Atoms:
         if symbol in ("+", "-") and len(texts) == 2:
             return joined(texts[0], closed(texts[1]) if symbol == "-" else texts[1], symbol == "-")
         if symbol in ("*", "/") and len(texts) == 2:
-            return f"{closed(texts[0])}{symbol}{_divisor(texts[1]) if symbol == '/' else closed(texts[1])}"
+            number = isinstance(self.nodes[node.args[0]], Const)
+            first = texts[0] if number else closed(texts[0])
+            return f"{first}{symbol}{_divisor(texts[1]) if symbol == '/' else closed(texts[1])}"
         if node.fn == "neg":
             return f"-{closed(texts[0])}"
         return f"{node.fn}({', '.join(texts)})"

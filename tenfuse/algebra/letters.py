@@ -139,7 +139,11 @@ class Letters:
         total, texts = "", []
         for sign, factors in (self.factors(r) for r in refs):
             total = _times(total, sign)
-            texts += [closed(self.text(f, role)) for f in factors]
+            for f in factors:
+                text = self.text(f, role)
+                if isinstance(self.nodes[f], Const) and text.startswith("-"):
+                    total, text = _times(total, "-"), text[1:]
+                texts.append(closed(text))
         return total + ("*".join(texts) or "1")
 
 

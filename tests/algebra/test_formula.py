@@ -1,5 +1,7 @@
 """Readable formulas: letters by role, the same for equal programs, and short."""
 
+import re
+
 import pytest
 
 from reference import CASES
@@ -41,3 +43,4 @@ def test_reference_models(case):
         for line in (*text.split("; "), *formula(analyse(back), back).split("; ")):
             assert len(line) <= 170 or line.startswith(("per step", "fixed"))
             assert line.count("(") == line.count(")") and "--" not in line and "+ -" not in line
+            assert not re.search(r"\(-[\d.]+\)\*", line), "the sign of a number stands before its product"
