@@ -344,11 +344,41 @@ class _Splice:
             elif value in self.loop.uses:
                 made = self._own(root, name, value)
             elif value in self.inside:
-                return  # a slice of a tensor from before the loop: it stays
+                self._read_past(user)
+                return
             else:
                 made = self._hold(value)
         user.replace_input_with(member, made)
         rec.reads[user][made] = value
+
+    def _read_past(self, view: fx.Node) -> None:
+        """What reads a view of a tensor that goes with the steps reads what the view showed."""
+        for reader in list(view.users):
+            value = self.record.reads[reader].get(view)
+            if value is not None and self._shows(value):
+                made = self._shown(value)
+                reader.replace_input_with(view, made)
+                self.record.reads[reader][made] = value
+
+    def _shows(self, value: fx.Node) -> bool:
+        """Whether ``value`` is a result of the loop, or a view of one."""
+        if value in self.loop.uses:
+            return True
+        base = value.args[0] if value.args and self.record.origin.get(value) in self.record.views else None
+        return isinstance(base, fx.Node) and self._shows(base)
+
+    def _shown(self, value: fx.Node) -> fx.Node:
+        """A node for what ``_shows`` accepts."""
+        if value in self.loop.uses:
+            return self._own(None, value, value)
+        if value not in self.record.spliced:
+            base = value.args[0]
+            assert isinstance(base, fx.Node)
+            rest = fx.node.map_arg((value.args[1:], value.kwargs), self._hold)
+            made = self.graph.create_node(value.op, value.target, (self._shown(base), *rest[0]), rest[1])
+            made.meta = dict(value.meta)
+            self.record.spliced[value] = made
+        return self.record.spliced[value]
 
     def _read(self, user: fx.Node, member: fx.Node, root: fx.Node | None) -> fx.Node:
         """The value ``user`` reads; for a view that went behind the loop, what it shows there."""

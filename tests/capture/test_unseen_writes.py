@@ -265,3 +265,39 @@ def test_running_statistics_behind_the_weights():
         return torch.stack(out, 1), mean, var
 
     assert fates(f, (3, T, D), (D,), grad=False) == ["TF103"]
+
+
+def test_the_last_entry_read_from_a_state_that_nothing_else_reads():
+    def f(x, c):
+        u, before, out = torch.zeros(B, 6), torch.zeros(B, 6), []
+        for t in range(T):
+            new = torch.zeros_like(u)
+            new[:, 1:-1] = 2 * u[:, 1:-1] - before[:, 1:-1] + c * (u[:, 2:] - u[:, :-2])
+            new[:, 2] = new[:, 2] + x[:, t, 0]
+            before, u = u, new
+            out.append(u[:, 2])
+        return torch.stack(out, 1)
+
+    def unwritten(x):
+        u, out = torch.zeros(B, D), []
+        for t in range(T):
+            new = torch.zeros_like(u)
+            new[:, 1:] = torch.sin(u[:, :3]) + x[:, t, 1:]
+            new[:, 1] = new[:, 1] + x[:, t, 0]
+            u = new
+            out.append(u[:, 2:])
+        return torch.stack(out, 1)
+
+    def shown_twice(x):
+        u, out = torch.zeros(B, 3, D), []
+        for t in range(T):
+            new = torch.zeros_like(u)
+            new[:, 1:] = torch.sin(u[:, :2]) + 1
+            new[:, 0] = x[:, t] + new[:, 1]
+            u = new
+            out.append(u[:, 0].unsqueeze(0)[..., 1:])
+        return torch.cat(out, 0)
+
+    assert fates(f, X, (1,)) == FUSED
+    assert fates(unwritten, X) == FUSED
+    assert fates(shown_twice, X) == FUSED
