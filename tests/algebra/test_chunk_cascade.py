@@ -3,11 +3,8 @@
 import pytest
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.certify_adjoint import certify_adjoint
-from tenfuse.algebra.certify_chunk import certify_chunk
 from tenfuse.algebra.chunk import chunk
 from tenfuse.algebra.parts import feeding, reached
-from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import Scan, Shift, Solve
 from tests.algebra.cascades import CASCADES, CURVED
 from tests.algebra.chunks import GATES
@@ -57,24 +54,3 @@ def test_what_is_not_linear_in_the_earlier_states(name):
     assert in_sequence(chunk(program, recurrence, 4, 2).program)
     agrees(program, recurrence, gates, "zero", chunks=(4,), block=2)
     adjoint_agrees(program, recurrence, gates, "zero", ((4, 11),))
-
-
-def _differentiated(program):
-    found = adjoint(program, list(program.inputs("stream")), [])
-    return found.program, found.streams
-
-
-_COSTLY = ("averaged", "stacked", "total")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _COSTLY else n for n in CASCADES]
-)
-def test_certificates(name):
-    program, _ = program_of(name, CASCADES)
-    recurrence = analyse(program)
-    for found in (
-        certify_chunk(program, recurrence),
-        certify_adjoint(program, recurrence, _differentiated),
-    ):
-        assert found.proved, found.note

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.certify_adjoint import certify_adjoint
 from tenfuse.algebra.certify_chunk import certify_chunk
 from tenfuse.algebra.chunk import Unchunkable, chunk
 from tenfuse.algebra.chunk_paths import factors
 from tests.algebra.loops import program_of
 from tests.algebra.mutants import node_mutants
-from tests.algebra.test_certify_chunk import _differentiated, _means_the_same
+from tests.algebra.test_certify_chunk import _means_the_same
 from tests.algebra.test_chunk import agrees
 from tests.algebra.test_chunk_adjoint import agrees as adjoint_agrees
 from tests.algebra.test_chunk_cascade import in_sequence
@@ -86,24 +85,6 @@ def test_one_product_takes_the_state_over_a_chunk(name):
 
 def test_the_axes_of_a_chunk_are_the_prime_factors_of_its_length():
     assert [factors(n) for n in (1, 2, 12, 13, 16)] == [[1], [2], [2, 2, 3], [13], [2, 2, 2, 2]]
-
-
-_COSTLY = ("crf", "hmm", "grid")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _COSTLY else n for n in PATHS]
-)
-def test_certificates(name):
-    program, _ = program_of(name, PATHS)
-    recurrence = analyse(program)
-    found = certify_chunk(program, recurrence)
-    assert found.proved, found.note
-    found = certify_adjoint(program, recurrence, _differentiated)
-    if name == "grid":  # more than the work allowed: the loop then runs in sequence
-        assert found.proved or found.unfinished
-    else:  # of several best paths the tree takes other shares than the steps do
-        assert found.proved == (name in SMOOTH) and not found.unfinished, found.note
 
 
 @pytest.mark.parametrize("name", ["crf", pytest.param("viterbi", marks=pytest.mark.slow)])

@@ -146,24 +146,6 @@ def test_a_nan_is_not_lost():
         assert finals[0].isnan().sum() == 1 and not ys[0][:4].isnan().any()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=LONG if n in SLOW else ()) for n in PROVED])
-def test_certificates(name):
-    program, _ = program_of(name, EXTREMES)
-    recurrence = analyse(program)
-    found = certify_chunk(program, recurrence)
-    assert found.proved, found.note
-    found = certify_adjoint(program, recurrence, _differentiated)
-    assert found.proved, found.note
-
-
-def test_two_ways_that_the_loop_compares_in_another_order_are_not_proved():
-    program, _ = program_of("twice", EXTREMES)
-    recurrence = analyse(program)
-    assert certify_chunk(program, recurrence).proved
-    found = certify_adjoint(program, recurrence, _differentiated)
-    assert not found.proved and not found.unfinished
-
-
 def test_a_bound_is_no_maximum_at_a_tie():
     """``clamp`` keeps all of the gradient of an entry on its bound."""
     program, _ = program_of("largest", EXTREMES)
