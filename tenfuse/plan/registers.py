@@ -96,8 +96,8 @@ def peak(program: StepProgram, extent: Mapping[AxisName, int], warps: int, dots:
 def _operands(
     node: Contract, axes: Collection[AxisName], extent: Mapping[AxisName, int], warps: int
 ) -> float:
-    """Entries of a product's operands, and as many of the next: of few rows they are multiplied from
-    registers, in which warps beside each other hold the same."""
+    """Entries of a product's operands, and what lays them out: of few rows they are multiplied
+    from registers, in which warps beside each other hold the same."""
     own = [a for a in extent if a in axes]
     if len(own) < 2 or extent[own[0]] >= _WIDE:
         return 0.0
@@ -105,7 +105,7 @@ def _operands(
     depth = math.prod(extent.get(a, 1) for a in node.axes)
     above = min(warps, max(rows // _ROWS, 1))
     beside = max(warps // above, 1)
-    return 2 * depth * (rows / above + columns / beside) / 32
+    return 3 * depth * (rows / above + columns / beside) / 32
 
 
 def _reads(program: StepProgram) -> list[list[Ref]]:

@@ -245,7 +245,7 @@ def faster_first(plans: Iterator[tuple[Told, TilePlan]]) -> Iterator[tuple[Told,
     if first is None:
         return
     second = next(plans, None) if first[1].length > _SHORTEST else None
-    if second is not None and second[1].length > 1 and _step(second[1]) < _GAIN * _step(first[1]):
+    if second is not None and second[1].length > 1 and _better(second[1], first[1]):
         first, second = second, first
     yield first
     if second is not None:
@@ -253,10 +253,24 @@ def faster_first(plans: Iterator[tuple[Told, TilePlan]]) -> Iterator[tuple[Told,
     yield from plans
 
 
+def _better(short: TilePlan, long: TilePlan) -> bool:
+    """Whether steps take clearly less time, and none of it is hoped of registers that do not suffice:
+    what is counted of those falls short where they are far too few."""
+    return _step(short) < _GAIN * _step(long) and _overflow(short) <= _overflow(long)
+
+
 def _step(plan: TilePlan) -> float:
     """Nanoseconds of a step, with gradients where there are any."""
-    behind = plan.backward.passes if plan.backward is not None else ()
-    return (_time(plan.saving) + _time(behind)) / plan.length
+    return _time(_all(plan)) / plan.length
+
+
+def _overflow(plan: TilePlan) -> float:
+    """Bytes a step that registers do not hold."""
+    return sum(spilled(p.kernel) for p in _all(plan)) / plan.length
+
+
+def _all(plan: TilePlan) -> tuple[Pass, ...]:
+    return plan.saving + (plan.backward.passes if plan.backward is not None else ())
 
 
 def _time(passes: Sequence[Pass]) -> float:

@@ -12,10 +12,12 @@ from tenfuse.plan.tiled import faster_first
 class Plan:
     length: int
     time: float
+    spilled: float = 0.0
 
 
 def order(plans, monkeypatch):
     monkeypatch.setattr(tiled, "_step", lambda plan: plan.time)
+    monkeypatch.setattr(tiled, "_overflow", lambda plan: plan.spilled)
     return [told for told, _ in faster_first((str(p.length), p) for p in plans)]
 
 
@@ -30,6 +32,11 @@ def order(plans, monkeypatch):
 def test_a_shorter_chunk_must_gain_a_tenth(times, found, monkeypatch):
     plans = [Plan(64, times[0]), Plan(32, times[1]), Plan(16, 0.1), Plan(1, 0.1)]
     assert order(plans, monkeypatch) == found
+
+
+@pytest.mark.parametrize("long, short, found", [(0, 1, "64"), (1, 1, "32"), (2, 1, "32"), (0, 0, "32")])
+def test_a_shorter_chunk_spills_no_more(long, short, found, monkeypatch):
+    assert order([Plan(64, 10, long), Plan(32, 5, short)], monkeypatch)[0] == found
 
 
 @pytest.mark.parametrize("lengths", [(64, 1), (16, 1), (1,), ()])
