@@ -281,7 +281,10 @@ class _Build:
     def _varying(self, nodes: tuple[fx.Node, ...], j: int) -> Ref:
         """Other nodes at each run: slices of one tensor, or tensors to stack."""
         if not all(is_tensor(n) for n in nodes):
-            raise self.refuse(reasons.SIDE_EFFECT, "the body uses another object at each step", j)
+            said = "the body uses another object at each step"
+            if any(n.op == "get_attr" for n in nodes):
+                said = "the body applies an autograd.Function whose gradient is not the result's times a slope"
+            raise self.refuse(reasons.SIDE_EFFECT, said, j)
         if any(geometry(value_of(n)) != geometry(value_of(nodes[0])) for n in nodes):
             raise self.refuse(reasons.GROWING, "an input changes its shape from step to step", j)
         indexed = [basic_index(n) for n in nodes]
