@@ -33,30 +33,31 @@ from tenfuse.step.program import (
 
 _ROWS, _WIDE = 16, 64
 """Rows of a product's result that a warp holds, and from which on they lie so."""
-_HELD = 272
+HELD = 272
 """Entries that a thread holds at once without spilling, beside what it counts and addresses with."""
 
 
 def room(dots: str) -> int:
     """Entries for which a thread has room; in full precision each factor is three numbers meanwhile."""
-    return _HELD // 2 if dots == "ieee" else _HELD
+    return HELD // 2 if dots == "ieee" else HELD
 
 
 def peak(program: StepProgram, extent: Mapping[AxisName, int], warps: int, dots: str) -> float:
     """Entries of 32 bits that a thread holds at most.
 
     What products make lies on tensor cores by rows, 16 to a warp where there are 64 or more: warps
-    beyond that hold it again.
+    beyond that hold it again.  Without products a tile is in equal shares.
     """
     places = {a: n for n, a in enumerate(extent)}
-    narrow = dots in ("bf16", "f16")
+    narrow, inner = dots in ("bf16", "f16"), only_summed(program)
+    products = any(isinstance(n, Contract) and n.arg in inner for n in program.nodes)
 
     def share(own: Collection[AxisName], entering: bool) -> float:
         axes = sorted((a for a in own if a in places), key=places.__getitem__)
         volume = math.prod(extent[a] for a in axes)
         if entering or len(axes) < 2:
             return volume / (32 * warps) * (0.5 if narrow and entering else 1.0)
-        rows = extent[axes[0]]
+        rows = extent[axes[0]] if products else 1
         return volume / (32 * (warps if rows < _WIDE else min(warps, rows // _ROWS)))
 
     reads = _reads(program)
@@ -131,4 +132,4 @@ def _order(program: StepProgram, extent: Mapping[AxisName, int], reads: list[lis
     return [*found, *schedule(program, extent, reads.__getitem__, found)]
 
 
-__all__ = ["peak", "room"]
+__all__ = ["HELD", "peak", "room"]

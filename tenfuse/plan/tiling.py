@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.registers import peak, room
+from tenfuse.plan.registers import HELD, peak, room
 from tenfuse.plan.slices import beside_matrices, only_in_slices, slices
 from tenfuse.plan.tile import LARGEST, LEAST, Tiling, padded
 from tenfuse.plan.traffic import CORES
@@ -123,6 +123,8 @@ class _Blocks:
             # What is held whole is too much already: shorter blocks would only read it again.
             self.blocks = dict(self.widest)
         self._shorten(self._large, self.least)
+        if _scans(self.program, self._tiles()):
+            self._shorten(self._scans_too_much, self.least)
         if not self.matrices and not self.one_step:
             # Tiles of whole chunks are large by themselves: nothing is gained by several at once.
             self._shorten(lambda: _largest(self.program, self._tiles(), self.cut) > BUDGET, 1)
@@ -142,6 +144,9 @@ class _Blocks:
     def _spills(self) -> bool:
         return peak(self.program, self._tiles(), _MOST_WARPS, self.dots) > room(self.dots)
 
+    def _scans_too_much(self) -> bool:
+        return peak(self.program, self._tiles(), _MOST_WARPS, self.dots) > HELD
+
     def _large(self) -> bool:
         budget = BUDGET if len(self.cut) < 2 else 2 * BUDGET
         return _largest(self.program, self._tiles(), self.cut) > budget
@@ -160,10 +165,12 @@ class _Blocks:
 
 
 def _warps(program: StepProgram, extent: Mapping[AxisName, int], dots: str) -> int:
-    matrices = _matrices(program) and not _scans(program, extent)
+    scans = _scans(program, extent)
+    matrices = _matrices(program) and not scans
     warps = padded(_largest(program, extent) // (32 * (_MATRIX if matrices else _EACH)))
     warps = min(max(warps, _GROUP if matrices else 1), _MOST_WARPS)
-    while matrices and warps < _MOST_WARPS and peak(program, extent, warps, dots) > room(dots):
+    most = room(dots) if matrices else HELD
+    while (matrices or scans) and warps < _MOST_WARPS and peak(program, extent, warps, dots) > most:
         warps *= 2
     return warps
 
