@@ -283,7 +283,7 @@ class _Build:
         if not all(is_tensor(n) for n in nodes):
             said = "the body uses another object at each step"
             if any(n.op == "get_attr" for n in nodes):
-                said = "the body applies an autograd.Function whose gradient is not the result's times a slope"
+                said = "the body applies an autograd.Function whose gradient is not g times a slope"
             raise self.refuse(reasons.SIDE_EFFECT, said, j)
         if any(geometry(value_of(n)) != geometry(value_of(nodes[0])) for n in nodes):
             raise self.refuse(reasons.GROWING, "an input changes its shape from step to step", j)
