@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 
+import pytest
 import torch
 from fates import FUSED, fates
 from torch.nn import functional as F
@@ -68,6 +69,7 @@ def test_an_iteration_without_input_is_no_loop():
     assert fates(f, X) == []
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="traces without columns: calls on one line look alike")
 def test_a_few_calls_in_one_another_are_no_loop():
     def f(x):
         def p(a, i):
