@@ -407,11 +407,13 @@ class _Build:
         end = max(record.order[record.origin[n]] for n in self.region if n in record.origin)
         if not any(when > end for when, _ in record.versions[root]):
             return
+        later = [node for node in record.reads if record.order.get(node, -1) > end]
         names = {
-            m for node, reads in record.reads.items() if record.order.get(node, -1) > end
-            for m in reads if record.root.get(m) is root and record.order.get(m, end + 1) <= end
+            m for node in later for m in node.all_input_nodes
+            if record.root.get(m) is root and record.order.get(m, end + 1) <= end
         }  # fmt: skip
-        if len(names) > 1:
+        filled = any(m in names and m not in record.reads[n] for n in later for m in n.all_input_nodes)
+        if len(names) > 1 or filled:
             raise refuse(reasons.ALIASED_WRITE, "", where(root))
 
     def _writes(self, ys: list[int]) -> list[tuple[fx.Node, fx.Node, int, Family]]:

@@ -23,11 +23,14 @@ import torch.fx as fx
 from tenfuse.capture import growing, likened
 from tenfuse.capture.families import Box, sliced, whole
 from tenfuse.capture.loop import ViewOp
+from tenfuse.capture.nested import composed, flatten
 from tenfuse.capture.quiet import quiet, wants
 from tenfuse.capture.record import KEY, Record, Views, put, written
 from tenfuse.capture.slopes import Slopes
 from tenfuse.capture.versions import Storage
 from tenfuse.capture.views import (
+    All,
+    Items,
     basic_index,
     call,
     geometry,
@@ -36,6 +39,7 @@ from tenfuse.capture.views import (
     shape_of,
     static,
     storage_of,
+    subscript,
     subscript_items,
     value_of,
 )
@@ -68,8 +72,12 @@ class _Copier:
         self.env: dict[fx.Node, fx.Node] = {}
         self.state: dict[fx.Node, Storage] = {}
         self.chain: dict[fx.Node, tuple[ViewOp, ...]] = {}
+        self.slices: dict[fx.Node, Items | None] = {}
+        """Of a view that is one slice of its root: which."""
         self.box: dict[fx.Node, Box] = {}
         self.resolved: dict[fx.Node, tuple[int, fx.Node]] = {}
+        self.shown: list[tuple[fx.Node, fx.Node, fx.Node]] = []
+        """(node, view that it shows, version of the root that the view is of)."""
         self.opaque_storages: set[int] = set()
         self._survey()
         self.quiet = quiet(self.nodes)
@@ -260,7 +268,7 @@ class _Copier:
         node: fx.Node
         for node in self.nodes:
             self.now = self.record.order[node]
-            self.record.reads[node] = {n: self.value(n) for n in node.all_input_nodes}
+            self._note(node)
             if node in self.writes and node.args[0] in self.record.root:
                 self._write(node)
             elif self.record.root.get(node, node) is not node:
@@ -275,8 +283,12 @@ class _Copier:
                 if self.record.root.get(node) is node:
                     self.state[node] = Storage(node, made, made)
                     self.chain[node] = ()
+                    self.slices[node] = (All(),) * value_of(node).dim() if is_tensor(node) else None
                     self.box[node] = whole(value_of(node))
                     self.record.versions[node] = [(self.record.order[node], made)]
+        for node, operand, version in self.shown:
+            if (operand, version) in self.cache:  # something else took it out
+                self.record.reads[node][operand] = self.cache[operand, version]
         self._lifetimes()
         return self.ssa
 
@@ -288,16 +300,54 @@ class _Copier:
         made.meta = copy.copy(node.meta)
         return made
 
+    def _note(self, node: fx.Node) -> None:
+        """Record what ``node`` reads; a view that is filled or viewed again is not taken out for it."""
+        shown, reads = self._shown(node), dict[fx.Node, fx.Node]()
+        for operand in node.all_input_nodes:
+            if operand is not shown:
+                reads[operand] = self.value(operand)
+                continue
+            known, version = self.state[self.record.root[operand]].find(self.box[operand])
+            if known is not None:
+                reads[operand] = known
+            else:
+                self.shown.append((node, operand, version))
+        self.record.reads[node] = reads
+
+    def _shown(self, node: fx.Node) -> fx.Node | None:
+        """A slice of a written tensor of which ``node`` wants the place and not the value."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or not self.chain.get(first) or not is_tensor(first):
+            return None
+        filled = node in self.writes and (node.target is operator.setitem or name_of(node) == "copy_")
+        viewed = node not in self.writes and self.record.root.get(node, node) is not node
+        if not (filled or viewed) or self.box[first].cells is None or first in _nodes(node.args[1:]):
+            return None
+        return first
+
     def _view(self, node: fx.Node) -> None:
         first = node.args[0]
         assert isinstance(first, fx.Node)
         if likened.same(node, first):
             self.chain[node], self.box[node] = self.chain[first], self.box[first]
+            self.slices[node] = self.slices.get(first)
             return
-        op = call(node)
+        op, found = call(node), basic_index(node)
         assert op is not None
-        self.chain[node] = (*self.chain[first], op)
+        base, items = found if found is not None else (first, None)
+        self.chain[node] = self._chained(base, items, (*self.chain[first], op))
+        self.slices[node] = self._sliced(base, items)
         self.box[node] = self._box(node, first)
+
+    def _sliced(self, base: fx.Node, items: Items | None) -> Items | None:
+        """A slice of ``base`` as one of its root."""
+        own = self.slices.get(base)
+        return None if own is None or items is None else composed(own, items)
+
+    def _chained(self, base: fx.Node, items: Items | None, chain: tuple[ViewOp, ...]) -> tuple[ViewOp, ...]:
+        """``chain`` in one operation where it is a slice of a slice."""
+        joined = self._sliced(base, items) if len(chain) > 1 else None
+        return chain if joined is None else subscript(joined) or chain
 
     def _box(self, node: fx.Node, first: fx.Node) -> Box:
         found = basic_index(node)
@@ -320,18 +370,21 @@ class _Copier:
             value.meta["example_value"] = seen
         if is_tensor(node):
             self.chain[node] = self.chain[target]
+            self.slices[node] = self.slices.get(target)
             self.box[node] = self.box[target]
         self._store(node, state, target, self.chain[target], self.box[target], value)
 
     def _computed(self, node: fx.Node, target: fx.Node) -> fx.Node:
         """The value an in-place operation gives its target, as ordinary operations."""
         name = name_of(node)
+        if name == "copy_":
+            return self._fitted(node, target, node.args[1])
         old = self.value(target)
         if name == "zero_":
             return self._emit(node, "call_function", torch.zeros_like, (old,))
         if name == "fill_" and not isinstance(node.args[1], fx.Node):
             return self._emit(node, "call_function", torch.full_like, (old, node.args[1]))
-        if name in ("copy_", "fill_"):
+        if name == "fill_":
             return self._fitted(node, target, node.args[1])
         rest, kwargs = self.map(node.args[1:]), dict(self.map(node.kwargs))
         if kwargs.pop("inplace", False):
@@ -380,7 +433,8 @@ class _Copier:
             seen = value_of(source)
             if shape != key_of_shape(seen) or seen.dtype != base.dtype or seen.device != base.device:
                 value = self._fit_slice(node, _probe(target, index, _symbolic(base, index)), target, source)
-        self._store(node, state, target, (*self.chain[target], op), box, value)
+        chain = self._chained(target, items, (*self.chain[target], op))
+        self._store(node, state, target, chain, box, value)
 
     def _fit_slice(self, node: fx.Node, like: fx.Node, target: fx.Node, source: fx.Node) -> fx.Node:
         value, seen, want = self.value(source), value_of(source), value_of(like)
@@ -522,6 +576,7 @@ def functionalize(gm: fx.GraphModule) -> fx.GraphModule:
     """A private copy of ``gm`` in SSA form; ``rewrite.lower`` turns it back."""
     copier = _Copier(gm)
     ssa = copier.run()
+    flatten(ssa)
     made = fx.GraphModule(gm, fx.Graph(), class_name=type(gm).__name__)
     for node in ssa.nodes:
         if node.op in ("get_attr", "call_module"):

@@ -18,7 +18,7 @@ import torch.fx as fx
 
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.record import Views
-from tenfuse.capture.views import key_of, pure, value_of
+from tenfuse.capture.views import basic_index, key_of, pure, value_of
 
 _LEAVES = {"placeholder", "get_attr", "output"}
 
@@ -86,7 +86,8 @@ class Sequence:
     """The call nodes of a graph by position; other nodes have negative positions.
 
     A node that is alone in its class and depends on nothing computed (a state that the
-    first step creates) comes first, so that it does not interrupt the steps.
+    first step creates), or a slice that nothing reads, comes first, so that it does not
+    interrupt the steps.
     """
 
     def __init__(self, graph: fx.Graph, order: list[fx.Node] | None = None) -> None:
@@ -97,8 +98,10 @@ class Sequence:
         count = np.bincount(np.array(list(numbers.values()), dtype=np.int64), minlength=1)
         early: set[fx.Node] = set()
         for node in nodes:
-            alone = order is None and count[numbers[node]] == 1 and pure(node)
-            if alone and all(a.op in _LEAVES or a in early for a in node.all_input_nodes):
+            alone = count[numbers[node]] == 1 and pure(node)
+            unread = not node.users and basic_index(node) is not None
+            ready = all(a.op in _LEAVES or a in early for a in node.all_input_nodes)
+            if order is None and (alone or unread) and ready:
                 early.add(node)
         self.nodes = [n for n in nodes if n in early] + [n for n in nodes if n not in early]
         self.position = {n: i for i, n in enumerate(self.nodes)}

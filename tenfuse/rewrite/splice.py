@@ -336,6 +336,8 @@ class _Splice:
             if member is not root and self._whole(member):
                 user.replace_input_with(member, self._base(root))
             return  # a view of a tensor from before the loop: it stays, with the tensor
+        if member not in rec.reads[user] and member not in rec.copies:
+            return  # a view of a view that nothing reads
         value = rec.copies[member] if member in rec.copies else self._read(user, member, root)
         name = member if root is None or not self._whole(member) else root
         with self.graph.inserting_before(self.anchor):
