@@ -27,6 +27,7 @@ from tenfuse.capture.nested import composed, flatten
 from tenfuse.capture.quiet import quiet, wants
 from tenfuse.capture.record import KEY, Record, Views, put, written
 from tenfuse.capture.slopes import Slopes
+from tenfuse.capture.survey import ordinary, survey
 from tenfuse.capture.versions import Storage
 from tenfuse.capture.views import (
     All,
@@ -44,12 +45,7 @@ from tenfuse.capture.views import (
     value_of,
 )
 from tenfuse.capture.writes import (
-    METADATA,
     OPERATORS,
-    SETS,
-    STATEFUL,
-    frozen,
-    inplace_flag,
     name_of,
     targets_written,
 )
@@ -78,8 +74,10 @@ class _Copier:
         self.resolved: dict[fx.Node, tuple[int, fx.Node]] = {}
         self.shown: list[tuple[fx.Node, fx.Node, fx.Node]] = []
         """(node, view that it shows, version of the root that the view is of)."""
-        self.opaque_storages: set[int] = set()
-        self._survey()
+        found = survey(self.nodes)
+        self.writes, self.record.root = found.writes, found.root
+        self.record.writers, self.record.inplace = set(found.writes), found.inplace
+        self.record.views = found.views
         self.quiet = quiet(self.nodes)
         self.tracked = {r for n, r in self.record.root.items() if wants(n)}
         """Roots of tensors with gradients."""
@@ -88,108 +86,6 @@ class _Copier:
             for n, w in self.writes.items()
             if n not in self.quiet and w[0] in self.record.root and any(map(wants, n.all_input_nodes))
         }
-
-    # which tensors are written, and can each node touching them be explained? ----------
-
-    def _survey(self) -> None:
-        touched: set[int] = set()
-        writes = {n: targets_written(n) for n in self.nodes}
-        self.writes = {n: w for n, w in writes.items() if w}
-        self.record.writers = set(self.writes)
-        self.record.inplace = {n for n, w in self.writes.items() if is_tensor(n) and n.args[:1] == (w[0],)}
-        for targets in self.writes.values():
-            touched |= {s for t in targets if (s := storage_of(value_of(t))) is not None}
-        roots: dict[int, fx.Node] = {}
-        for node in self.nodes:
-            first = node.args[0] if node.args else None
-            if (
-                node not in self.writes
-                and isinstance(first, fx.Node)
-                and self._storages(node) & self._storages(first)
-            ):
-                self.record.views.add(node)
-            for store in self._storages(node):
-                if store not in touched:
-                    continue
-                if store not in roots:
-                    roots[store] = node
-                    if not is_tensor(node):
-                        self.opaque_storages.add(store)
-                elif not self._explained(node, store):
-                    self.opaque_storages.add(store)
-                self.record.root[node] = roots[store]
-        for node, targets in self.writes.items():
-            if not self._functional(node, targets):
-                self.opaque_storages |= {s for t in targets if (s := storage_of(value_of(t))) is not None}
-        bad = {roots[s] for s in self.opaque_storages if s in roots}
-        for node, root in list(self.record.root.items()):
-            if root in bad:
-                del self.record.root[node]
-
-    @staticmethod
-    def _storages(node: fx.Node) -> set[int]:
-        value = value_of(node)
-        parts = value if isinstance(value, (tuple, list)) else [value]
-        return {s for p in parts if (s := storage_of(p)) is not None}
-
-    def _explained(self, node: fx.Node, store: int) -> bool:
-        """``node`` is a view of, or an in-place operation on, its first argument."""
-        first = node.args[0] if node.args else None
-        if not isinstance(first, fx.Node) or store not in self._storages(first):
-            return False
-        if len(self._storages(node)) != 1:
-            return False
-        if node in self.writes:
-            return self.writes[node] == [first]
-        return call(node) is not None
-
-    def _functional(self, node: fx.Node, targets: list[fx.Node]) -> bool:
-        name = name_of(node)
-        if len(targets) != 1 or node.args[:1] != (targets[0],) or node.kwargs.get("out") is not None:
-            return False
-        if self._untraceable(targets[0]):
-            return False
-        if node.target is operator.setitem:
-            symbols: list[fx.Node] = []
-            fx.node.map_arg(node.args[1], symbols.append)
-            return all(is_tensor(s) for s in symbols)
-        if node.target in OPERATORS:
-            return True
-        if node.op == "call_function" and inplace_flag(node):
-            return node.kwargs.get("inplace") is True
-        if name in METADATA or (node.target in STATEFUL and not frozen(node)):
-            return False
-        if name in SETS:
-            return True
-        return callable(self._pure(node))
-
-    def _untraceable(self, node: fx.Node) -> bool:
-        """Whether ``node`` is reached from its root through sizes that are graph values, or a detach."""
-        store = storage_of(value_of(node))
-        while isinstance(node, fx.Node) and store in self._storages(node) and node.op != "placeholder":
-            if (
-                not node.args
-                or not isinstance(node.args[0], fx.Node)
-                or store not in self._storages(node.args[0])
-            ):
-                return False
-            if node not in self.writes and any(n is not node.args[0] for n in node.all_input_nodes):
-                return True
-            if node not in self.writes and "detach" in name_of(node):
-                return True
-            node = node.args[0]
-        return False
-
-    @staticmethod
-    def _pure(node: fx.Node) -> Any:
-        name = name_of(node)[:-1]
-        if node.op == "call_method":
-            return getattr(torch.Tensor, name, None)
-        module = getattr(node.target, "__module__", "") or ""
-        for home in (torch.nn.functional, torch) if "functional" in module else (torch, torch.nn.functional):
-            if hasattr(home, name):
-                return getattr(home, name)
-        return None
 
     # values ------------------------------------------------------------------------------
 
@@ -394,7 +290,7 @@ class _Copier:
         elif node.op == "call_method":
             made = self._emit(node, "call_method", name[:-1], (old, *rest), kwargs)
         else:
-            made = self._emit(node, "call_function", self._pure(node), (old, *rest), kwargs)
+            made = self._emit(node, "call_function", ordinary(node), (old, *rest), kwargs)
         made.meta["example_value"] = value_of(target)
         dtype = value_of(target).dtype
         if any(value_of(n).dtype != dtype for n in node.all_input_nodes if is_tensor(n)):
