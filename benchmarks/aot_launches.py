@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import tenfuse.surroundings
-from tenfuse.plan.tile import TileKernel, timed
-from tenfuse.plan.traffic import moved
+from tenfuse.plan.tiles.kernel import TileKernel, timed
+from tenfuse.plan.tiles.traffic import moved
 from tenfuse.report.report import LoopReport
 from tenfuse.runtime import canary, tiled
 from tenfuse.runtime.tiles import RESULTS, TileLauncher

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from tenfuse.capture.loop import Loop, Span
 from tenfuse.plan.choose import ALGORITHMS
-from tenfuse.plan.tiled import TilePlan
+from tenfuse.plan.tiles.plan import TilePlan
 from tenfuse.reasons import Refusal
 from tenfuse.report.report import LoopReport
 from tenfuse.rewrite.assemble import Fused

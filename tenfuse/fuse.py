@@ -20,9 +20,9 @@ from tenfuse.emit.cpp import emit
 from tenfuse.plan.choose import ALGORITHMS, Choice, choose, sequential
 from tenfuse.plan.loop import LoopPlan
 from tenfuse.plan.placement import Placement
-from tenfuse.plan.stepped import candidates
 from tenfuse.plan.tensors import Examples
-from tenfuse.plan.tiled import Stepped, TilePlan
+from tenfuse.plan.tiles.plan import Stepped, TilePlan
+from tenfuse.plan.tiles.stepped import candidates
 from tenfuse.rewrite.assemble import Fused, assemble
 from tenfuse.rewrite.launch import Planning
 from tenfuse.runtime import canary, tiled

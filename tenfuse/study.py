@@ -15,13 +15,13 @@ from collections.abc import Callable, Collection, Mapping
 import torch.fx as fx
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.bounds import bounds
-from tenfuse.algebra.bounds_aten import bounds_aten
-from tenfuse.algebra.certify import Certificate, certificate_from_text, certificate_to_text, certify
-from tenfuse.algebra.certify_adjoint import certify_adjoint
-from tenfuse.algebra.certify_chunk import certify_chunk
 from tenfuse.algebra.formula import formula, letters
-from tenfuse.algebra.interval import Interval
+from tenfuse.algebra.proof.certify import Certificate, certificate_from_text, certificate_to_text, certify
+from tenfuse.algebra.proof.certify_adjoint import certify_adjoint
+from tenfuse.algebra.proof.certify_chunk import certify_chunk
+from tenfuse.algebra.ranges.bounds import bounds
+from tenfuse.algebra.ranges.bounds_aten import bounds_aten
+from tenfuse.algebra.ranges.interval import Interval
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.plan.canonical import canonical
 from tenfuse.runtime import notes

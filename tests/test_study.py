@@ -6,7 +6,7 @@ import pytest
 
 from reference import CASES
 from tenfuse import study as module
-from tenfuse.algebra.certify import Certificate
+from tenfuse.algebra.proof.certify import Certificate
 from tenfuse.study import study, told
 from tests.algebra.cores import reads_of
 

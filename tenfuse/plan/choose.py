@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from tenfuse.algebra.chunk import Unchunkable
+from tenfuse.algebra.chunks.chunk import Unchunkable
 from tenfuse.algebra.parts import Part, parts
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.plan.chunked import ChunkPlan

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tenfuse.algebra.chunk import Chunk, Unchunkable, chunk
+from tenfuse.algebra.chunks.chunk import Chunk, Unchunkable, chunk
 from tenfuse.algebra.rebuild import rebuild
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.plan.core import Core, cut

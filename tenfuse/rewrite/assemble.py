@@ -22,7 +22,7 @@ from tenfuse.capture.loop import Loop
 from tenfuse.plan.choose import Choice
 from tenfuse.plan.loop import LoopPlan, Wanted
 from tenfuse.plan.tensors import Examples
-from tenfuse.plan.tiled import TilePlan
+from tenfuse.plan.tiles.plan import TilePlan
 from tenfuse.rewrite.evaluate import Runner, batched, example, stacked_example
 from tenfuse.rewrite.launch import Planning, launched
 from tenfuse.rewrite.wants import requires_grad

@@ -16,7 +16,7 @@ import torch
 from tenfuse.plan.choose import Choice
 from tenfuse.plan.loop import LoopPlan, Wanted, plan
 from tenfuse.plan.tensors import Examples
-from tenfuse.plan.tiled import Stepped, TilePlan, faster_first, tile_plan
+from tenfuse.plan.tiles.plan import Stepped, TilePlan, faster_first, tile_plan
 from tenfuse.reasons import Refused
 from tenfuse.rewrite.chunked import Chunked, whole_pieces
 from tenfuse.runtime.op import register

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from tenfuse.plan.kernel import Kernel
 from tenfuse.plan.loop import LoopPlan
 from tenfuse.plan.tensors import Layout
-from tenfuse.plan.tiled import TilePlan
+from tenfuse.plan.tiles.plan import TilePlan
 from tenfuse.runtime.launch import DTYPES, Launcher
 from tenfuse.step.program import AxisName
 from tenfuse.step.reader import Placed

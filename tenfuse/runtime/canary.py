@@ -22,7 +22,7 @@ from torch._dynamo.utils import counters
 
 from tenfuse.plan.canonical import canonical
 from tenfuse.plan.tensors import Examples
-from tenfuse.plan.tiled import TilePlan
+from tenfuse.plan.tiles.plan import TilePlan
 from tenfuse.reasons import QUARANTINED, Refused, refuse
 from tenfuse.runtime import notes, tiled
 from tenfuse.runtime.bind import launches, register

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from tenfuse.plan.tensors import Examples
-from tenfuse.plan.tiled import TilePlan
+from tenfuse.plan.tiles.plan import TilePlan
 from tenfuse.runtime import tiled
 from tenfuse.runtime.bind import Groups, all_sizes, grouped, sizes_of, viewed
 from tenfuse.step import interpret

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from tenfuse.plan.tile import TileKernel
-from tenfuse.plan.tiled import Pass, TilePlan
+from tenfuse.plan.tiles.kernel import TileKernel
+from tenfuse.plan.tiles.plan import Pass, TilePlan
 from tenfuse.runtime.backward import gradients
 from tenfuse.runtime.bind import (
     Bound,

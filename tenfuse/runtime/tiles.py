@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from tenfuse.emit.triton import emit
-from tenfuse.plan.settings import Setting, bucket
-from tenfuse.plan.tile import TileKernel
+from tenfuse.plan.tiles.kernel import TileKernel
+from tenfuse.plan.tiles.settings import Setting, bucket
 from tenfuse.reasons import DEVICE, refuse
 from tenfuse.runtime import interpreted, tune
 from tenfuse.runtime.cache import root

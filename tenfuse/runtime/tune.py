@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tenfuse.plan.settings import Setting, settings
-from tenfuse.plan.tile import TileKernel
+from tenfuse.plan.tiles.kernel import TileKernel
+from tenfuse.plan.tiles.settings import Setting, settings
 from tenfuse.runtime import notes
 from tenfuse.runtime.cache import key_of
 from tenfuse.runtime.device import architecture

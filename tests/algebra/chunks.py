@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from tenfuse.algebra.chunk import chunk
+from tenfuse.algebra.chunks.chunk import chunk
 from tenfuse.algebra.recurrence import Affine, Recurrence, Stage
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import Summed, adjoint

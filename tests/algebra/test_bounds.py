@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.bounds import bounds
-from tenfuse.algebra.bounds_aten import bounds_aten
-from tenfuse.algebra.chunk import chunk
-from tenfuse.algebra.interval import ANY, TRANSFER, Interval
+from tenfuse.algebra.chunks.chunk import chunk
+from tenfuse.algebra.ranges.bounds import bounds
+from tenfuse.algebra.ranges.bounds_aten import bounds_aten
+from tenfuse.algebra.ranges.interval import ANY, TRANSFER, Interval
 from tenfuse.step import interpret
 from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram, arguments

@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from tenfuse.algebra.cases import Case, Cases, by_cases, possible
-from tenfuse.algebra.certify import Differs
-from tenfuse.algebra.symbolic import SYMBOLIC
-from tenfuse.algebra.symbols import Field, GaveUp
+from tenfuse.algebra.proof.cases import Case, Cases, by_cases, possible
+from tenfuse.algebra.proof.certify import Differs
+from tenfuse.algebra.proof.symbolic import SYMBOLIC
+from tenfuse.algebra.proof.symbols import Field, GaveUp
 
 ONE = -1
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.certify import certificate_from_text, certificate_to_text, certify
+from tenfuse.algebra.proof.certify import certificate_from_text, certificate_to_text, certify
 from tenfuse.algebra.recurrence import Affine, Recurrence, Stage, Term
 from tenfuse.step.program import Builder, CarrySpec, Const, OutSpec, Pointwise, StepProgram
 from tests.algebra.cores import backward

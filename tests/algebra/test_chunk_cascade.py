@@ -3,7 +3,7 @@
 import pytest
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.chunk import chunk
+from tenfuse.algebra.chunks.chunk import chunk
 from tenfuse.algebra.parts import feeding, reached
 from tenfuse.step.program import Scan, Shift, Solve
 from tests.algebra.cascades import CASCADES, CURVED

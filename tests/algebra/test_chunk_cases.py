@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.chunk import Unchunkable, chunk
+from tenfuse.algebra.chunks.chunk import Unchunkable, chunk
 from tenfuse.algebra.recurrence import Affine, Stage, Term
 from tenfuse.step import interpret
 from tenfuse.step.program import Builder, Input, OutSpec, Pointwise

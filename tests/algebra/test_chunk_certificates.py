@@ -3,8 +3,8 @@
 import pytest
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.certify_adjoint import certify_adjoint
-from tenfuse.algebra.certify_chunk import certify_chunk
+from tenfuse.algebra.proof.certify_adjoint import certify_adjoint
+from tenfuse.algebra.proof.certify_chunk import certify_chunk
 from tests.algebra.cascades import CASCADES
 from tests.algebra.loops import program_of
 from tests.algebra.test_certify_chunk import _differentiated

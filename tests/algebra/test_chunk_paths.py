@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.certify_chunk import certify_chunk
-from tenfuse.algebra.chunk import Unchunkable, chunk
-from tenfuse.algebra.chunk_paths import factors
+from tenfuse.algebra.chunks.chunk import Unchunkable, chunk
+from tenfuse.algebra.chunks.paths import factors
+from tenfuse.algebra.proof.certify_chunk import certify_chunk
 from tests.algebra.loops import program_of
 from tests.algebra.mutants import node_mutants
 from tests.algebra.test_certify_chunk import _means_the_same

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.chunk import Unchunkable
+from tenfuse.algebra.chunks.chunk import Unchunkable
 from tenfuse.step import interpret
 from tests.algebra.chunks import draw, gradients, run
 from tests.algebra.random_steps import draw as random_step

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.certify_adjoint import certify_adjoint
-from tenfuse.algebra.certify_chunk import certify_chunk
-from tenfuse.algebra.chunk import chunk
+from tenfuse.algebra.chunks.chunk import chunk
+from tenfuse.algebra.proof.certify_adjoint import certify_adjoint
+from tenfuse.algebra.proof.certify_chunk import certify_chunk
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import Const, Pointwise

@@ -3,7 +3,7 @@
 import pytest
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.chunk import chunk
+from tenfuse.algebra.chunks.chunk import chunk
 from tenfuse.algebra.parts import parts
 from tenfuse.step.adjoint import adjoint
 from tests.algebra import loops

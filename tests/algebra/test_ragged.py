@@ -10,8 +10,8 @@ import torch
 
 from reference import CASES
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.certify import certify
-from tenfuse.algebra.ragged import ragged
+from tenfuse.algebra.chunks.ragged import ragged
+from tenfuse.algebra.proof.certify import certify
 from tenfuse.algebra.rebuild import rebuild
 from tenfuse.plan.choose import ALGORITHMS
 from tenfuse.step import interpret

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tenfuse.plan.divide import divided
-from tenfuse.plan.passes import Part, passes
+from tenfuse.plan.tiles.divide import divided
+from tenfuse.plan.tiles.passes import Part, passes
 from tenfuse.step import interpret
 from tenfuse.step.program import Builder, OutSpec, Scan, StepProgram
 from tests.algebra.chunks import exact

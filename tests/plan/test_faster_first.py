@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from tenfuse.plan import tiled
-from tenfuse.plan.tiled import faster_first
+from tenfuse.plan.tiles import plan as tiled
+from tenfuse.plan.tiles.plan import faster_first
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.chunk import chunk
-from tenfuse.plan.inverse import inverted, is_inverse
-from tenfuse.plan.passes import groups, passes
+from tenfuse.algebra.chunks.chunk import chunk
+from tenfuse.plan.tiles.inverse import inverted, is_inverse
+from tenfuse.plan.tiles.passes import groups, passes
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import Builder, OutSpec, Position, Solve, StepProgram

@@ -1,8 +1,8 @@
 """What a scan holds decides about its block and its warps, not its largest tile alone."""
 
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.registers import HELD, peak
-from tenfuse.plan.tiling import tiling
+from tenfuse.plan.tiles.registers import HELD, peak
+from tenfuse.plan.tiles.tiling import tiling
 from tenfuse.step.program import Builder, OutSpec, Scan, StepProgram
 
 

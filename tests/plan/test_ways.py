@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.chunk import chunk
-from tenfuse.plan.inverse import inverted
-from tenfuse.plan.passes import groups
-from tenfuse.plan.ways import cheapest
+from tenfuse.algebra.chunks.chunk import chunk
+from tenfuse.plan.tiles.inverse import inverted
+from tenfuse.plan.tiles.passes import groups
+from tenfuse.plan.tiles.ways import cheapest
 from tenfuse.reasons import NO_TILES, Refused, refuse
 from tests.algebra.loops import program_of
 
@@ -62,7 +62,7 @@ def test_all_in_the_recurrence_is_right(name, passes, monkeypatch):
     """Forward in one pass behind what solves systems, handing on inverses; backward in as few."""
     pytest.importorskip("triton.language")
     import tenfuse.testing
-    from tenfuse.plan import tiled
+    from tenfuse.plan.tiles import plan as tiled
     from tenfuse.runtime.tiles import interpreting
     from tests.tiles.loops import FORMS
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tenfuse import fuse
-from tenfuse.algebra.chunk import Unchunkable
+from tenfuse.algebra.chunks.chunk import Unchunkable
 from tenfuse.plan.choose import ALGORITHMS, Choice, Cost, choose
 from tenfuse.plan.chunked import ChunkPlan
 

@@ -8,7 +8,7 @@ import torch
 
 import tenfuse.testing
 from tenfuse.algebra.analyse import analyse
-from tenfuse.algebra.products import Products
+from tenfuse.algebra.chunks.products import Products
 from tests.algebra.cores import steps_of
 
 OPTIONS = {"strict": True, "inner": "eager"}

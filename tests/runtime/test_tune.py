@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tenfuse.plan.settings import bucket, settings
-from tenfuse.plan.tile import TileKernel, Tiling
+from tenfuse.plan.tiles.kernel import TileKernel, Tiling
+from tenfuse.plan.tiles.settings import bucket, settings
 from tenfuse.runtime import tune
 from tenfuse.step.program import Builder, CarrySpec, StepProgram
 

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton.language")
 
 import tenfuse.testing
-from tenfuse.plan.tile import padded
+from tenfuse.plan.tiles.kernel import padded
 from tenfuse.runtime.tiles import interpreting
 from tests.tiles.loops import FORMS, widened
 

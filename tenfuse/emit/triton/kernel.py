@@ -18,7 +18,7 @@ from tenfuse.emit.triton.tile import Space, Tile, permuted, seen
 from tenfuse.emit.triton.values import Values
 from tenfuse.emit.triton.writer import Writer
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.tile import TileKernel, timed
+from tenfuse.plan.tiles.kernel import TileKernel, timed
 from tenfuse.step.program import AxisName, Input, arguments
 
 HEADER = "import triton\nimport triton.language as tl\n"

@@ -16,7 +16,7 @@ from tenfuse.emit.triton.functions import DTYPES
 from tenfuse.emit.triton.matrices import multiplied
 from tenfuse.emit.triton.tile import Space, Tile, permuted, seen, unsupported
 from tenfuse.emit.triton.writer import Writer
-from tenfuse.plan.tile import LARGEST, LEAST
+from tenfuse.plan.tiles.kernel import LARGEST, LEAST
 from tenfuse.step.program import AxisName
 
 _SMALL = 4096

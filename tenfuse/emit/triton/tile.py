@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from tenfuse.plan.tile import Tiling
+from tenfuse.plan.tiles.kernel import Tiling
 from tenfuse.reasons import NO_TILES, refuse
 from tenfuse.step.program import AxisName
 

@@ -17,8 +17,8 @@ from tenfuse.emit.triton.scans import is_product, together
 from tenfuse.emit.triton.small import known, places, powers, small
 from tenfuse.emit.triton.tile import Space, Tile, is_literal, literal, seen
 from tenfuse.emit.triton.writer import Writer
-from tenfuse.plan.schedule import schedule
-from tenfuse.plan.tile import Slice
+from tenfuse.plan.tiles.kernel import Slice
+from tenfuse.plan.tiles.schedule import schedule
 from tenfuse.step.program import (
     AxisName,
     Const,

@@ -98,8 +98,8 @@ def test_what_does_not_compile_is_a_row_that_says_so():
 
 
 def counted(operands, **options):
-    from tenfuse.plan.tile import TileKernel, Tiling
-    from tenfuse.plan.traffic import moved
+    from tenfuse.plan.tiles.kernel import TileKernel, Tiling
+    from tenfuse.plan.tiles.traffic import moved
     from tenfuse.step.program import CarrySpec, Input, OutSpec, Pointwise, StepProgram
 
     nodes = (

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_functions import ROUNDED, inputs, judge, judge_rounding
 
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.tile import TileKernel
-from tenfuse.plan.tiling import tiling
+from tenfuse.plan.tiles.kernel import TileKernel
+from tenfuse.plan.tiles.tiling import tiling
 from tenfuse.runtime.launch import DTYPES
 from tenfuse.runtime.tiles import TileLauncher
 from tenfuse.step.functions import FUNCTIONS

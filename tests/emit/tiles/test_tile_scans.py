@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tenfuse.algebra.decay import running
+from tenfuse.algebra.chunks.decay import running
 from tenfuse.emit.triton.scans import is_product, mirrored, together
 from tenfuse.emit.triton.small import known, powers, small
 from tenfuse.step.program import Builder, CarrySpec, Contract, OutSpec, Position, Scan, Solve, StepProgram

@@ -5,8 +5,8 @@ import torch
 
 import tenfuse
 import tenfuse.testing
-from tenfuse.plan import slices
-from tenfuse.plan.tile import Slice
+from tenfuse.plan.tiles import slices
+from tenfuse.plan.tiles.kernel import Slice
 from tenfuse.reasons import Refused
 from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram
 from tests.emit.tiles.tileharness import Bench, agree, interpreted

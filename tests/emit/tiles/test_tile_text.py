@@ -8,8 +8,8 @@ import torch
 
 from tenfuse.emit.triton import emit
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.tile import TileKernel
-from tenfuse.plan.tiling import tiling
+from tenfuse.plan.tiles.kernel import TileKernel
+from tenfuse.plan.tiles.tiling import tiling
 from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram
 from tests.emit.tiles.tileharness import TileLauncher, interpreted
 

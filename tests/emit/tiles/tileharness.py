@@ -14,10 +14,10 @@ import torch
 pytest.importorskip("triton.language")
 
 from tenfuse.plan.kernel import Operand
-from tenfuse.plan.partial import partial, shareable
-from tenfuse.plan.slices import slices
-from tenfuse.plan.tile import TileKernel
-from tenfuse.plan.tiling import tiling
+from tenfuse.plan.tiles.kernel import TileKernel
+from tenfuse.plan.tiles.partial import partial, shareable
+from tenfuse.plan.tiles.slices import slices
+from tenfuse.plan.tiles.tiling import tiling
 from tenfuse.runtime.launch import DTYPES
 from tenfuse.runtime.tiles import TileLauncher, interpreting
 from tenfuse.step import interpret

@@ -1,0 +1,1 @@
+"""Chunk programs: steps of a recurrence as one step over a whole chunk."""

@@ -1,0 +1,1 @@
+"""Certificates: what the algebra claims, proved over exact symbols at tiny sizes."""

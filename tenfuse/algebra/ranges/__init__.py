@@ -1,0 +1,1 @@
+"""Sign and range of values, by interval arithmetic."""

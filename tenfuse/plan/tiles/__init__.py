@@ -1,0 +1,1 @@
+"""Plans for kernels on tiles of a card."""
