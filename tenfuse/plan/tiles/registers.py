@@ -5,8 +5,9 @@ live between the node that makes them and the last that reads them, in the order
 emitter makes values (``schedule``).  Products that are only summed are never held, what enters
 in 16 bits takes half the room, and what runs along an axis holds as much again meanwhile.
 
-It is an estimate: for sm_90 and 16 bits, compilers used between 0.5 and 1.3 times as many
-registers, or as many less 100, and kernels up to 240 spill nothing, most up to 280 neither.
+It is an estimate, fitted to what compilers report for sm_90 and 16 bits, and errs both ways: kernels
+below ``HELD`` mostly spill nothing, but some do, by a few hundred bytes (the table made by
+``benchmarks.aot`` says which), and some above do not.
 """
 
 from __future__ import annotations
