@@ -73,6 +73,8 @@ class Values:
         """The entry along small axes whose tiles are being made."""
         self.entries: dict[tuple[Ref, Entry], Tile] = {}
         self.slices = {s.ref: (s.axis, s.width) for s in slices}
+        self.within: frozenset[Ref] | None = None
+        """In a slice of an axis, what is made again for every slice."""
         self.again = self._again()
         """Nodes that are made anew for every slice."""
         self.places = _places_only(program)
@@ -202,7 +204,9 @@ class Values:
             return self._written_out(ref, node)
         if self.axes[ref] & self.small:
             return self.ordered.scans(node, self.number(node.decay), [self.number(node.arg)])[0]
-        group, args = self.together[ref], list[Tile | None]()
+        # In a slice of an axis, what is not made of it again is held whole.
+        group = [i for i in self.together[ref] if self.within is None or i in self.within]
+        args = list[Tile | None]()
         for i in group:
             one = self._scan_at(i)
             args.append(None if is_product(self.program, one) else self.number(one.arg))
@@ -424,14 +428,15 @@ class Values:
         writer.open(f"for {count} in range({-(-space.sizes[axis] // width)}):")
         space.extent[axis] = width
         space.index[axis] = writer.let(f"tl.arange(0, {width}) + {count} * {width}")
-        self.found = {r: t for r, t in before.items() if r not in within}
+        self.found, outer = {r: t for r, t in before.items() if r not in within}, self.within
+        self.within = frozenset(within)
         for f in factors:
             if axis in self.axes[f] and f not in within:
                 self.found[f] = self._picked(before[f], axis)
         part = self.products.summed([self.factor(f) for f in factors], over)
         writer.line(f"{total} += {seen(part.text, part.axes, rest)}")
         writer.close()
-        space.extent[axis], space.index[axis], self.found = extent, index, before
+        space.extent[axis], space.index[axis], self.found, self.within = extent, index, before, outer
         return Tile(total, rest)
 
     def _picked(self, tile: Tile, axis: AxisName) -> Tile:
