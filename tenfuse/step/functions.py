@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from tenfuse.step.program import Builder, Ref
+from tenfuse.step.sloped import sloped
 
 Vjp = Callable[[Builder, Ref, tuple[Ref, ...], Ref, int], Ref | None]
 
@@ -116,22 +116,8 @@ def _rounded(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: x.to(dtype).to(x.dtype)
 
 
-class _Sloped(torch.autograd.Function):
-    """``value``, with derivative one by it and ``slope`` by ``x``."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: torch.Tensor, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
-        return g, g * ctx.saved_tensors[0], None
+def _sloped(value: torch.Tensor, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return sloped(*torch.broadcast_tensors(value, x, slope))
 
 
 def _slope(b: Builder, g: Ref, x: tuple[Ref, ...], y: Ref, i: int) -> Ref | None:
@@ -217,7 +203,7 @@ FUNCTIONS: dict[str, Function] = {
     "round_f16": Function(1, _rounded(torch.float16), _identity),
     "round_f32": Function(1, _rounded(torch.float32), _identity),
     "cut": Function(1, torch.detach, _zero),
-    "sloped": Function(3, _Sloped.apply, _slope),
+    "sloped": Function(3, _sloped, _slope),
 }
 """``cut`` is the identity whose derivative is zero (``Tensor.detach``); ``root`` is the
 square root whose derivative at zero is zero, the subgradient that norms use; the clamps
