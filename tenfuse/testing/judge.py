@@ -117,10 +117,21 @@ class Judge:
     def _sensitivity(self, name: str, r: torch.Tensor, finite: torch.Tensor, unit: float) -> float:
         """How far the value moves when every input and parameter moves by one unit."""
         if not self._shaken:
-            noise = torch.finfo(self.trial.own).eps
+            noise = self._grain()
             self._shaken = [self.trial.run(torch.float64, noise, seed) for seed in range(_SAMPLES)]
         moved = [_double(run.values[name])[finite] - r for run in self._shaken]
         return math.sqrt(sum(_rms(m[m.isfinite()]) ** 2 for m in moved) / len(moved))
+
+
+    def _grain(self) -> float:
+        """The unit in which eager computes: float32's where a float64 model casts down inside."""
+        unit, single = (torch.finfo(d).eps for d in (self.trial.own, torch.float32))
+        pairs = ((e, self.oracle.values[name]) for name, e in self.trial.eager.values.items())
+        errors = [
+            _rms(_double(e) - _double(r)) / max(_rms(_double(r)), 1e-300) for e, r in pairs
+            if isinstance(e, torch.Tensor) and (e.is_floating_point() or e.is_complex()) and e.numel()
+        ]  # fmt: skip
+        return max(unit, single) if max(errors, default=0.0) > single / 64 else unit
 
 
 def _plain(name: str, eager: Any, compiled: Any) -> Row:

@@ -22,6 +22,8 @@ class Printed:
     constants: dict[str, str]
     carries: dict[str, str]
     """The initial states that the model takes, if it takes any."""
+    states: int
+    """How many states the loop carries."""
 
 
 def printed(r: Recipe) -> Printed:
@@ -47,7 +49,8 @@ def printed(r: Recipe) -> Printed:
             *(f"    {x}" for x in lines[1]),
         ]
     )
-    return Printed(text + "\n", made.streams, constants, {f"{n}0": a for n, a in given.items()})
+    initial = {f"{n}0": a for n, a in given.items()}
+    return Printed(text + "\n", made.streams, constants, initial, len(made.carries))
 
 
 class _Body:
