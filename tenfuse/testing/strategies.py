@@ -92,7 +92,8 @@ class Program:
         for loop in loops:
             # started from a number, coupled states take their shapes one step after the other
             odd = self.printed.states if self.recipe.init == "number" else 1
-            assert self.recipe.steps - odd <= loop.steps <= self.recipe.steps, f"{loop.span} has {self.recipe.steps} steps, not {loop.steps}"
+            steps = self.recipe.steps
+            assert steps - odd <= loop.steps <= steps, f"{loop.span} has {steps} steps, not {loop.steps}"
         form = loops[0].form
         assert form == self.recipe.form, f"found {form}, the recurrence is {self.recipe.form}"
 
