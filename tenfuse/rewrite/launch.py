@@ -2,7 +2,8 @@
 
 Takes a ``Step`` whose places count the given tensors, the tensors, and how to plan; leaves final
 carries and exports: of one sequential kernel, of kernels on tiles, or of a loop in chunks.
-Refuses what every candidate for kernels on tiles is refused for, for the last one's reason.
+Refuses what every candidate for kernels on tiles is refused for, for the last one's reason, and
+(DEVICE) a state or an output on another device than the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tenfuse.plan.choose import Choice
 from tenfuse.plan.loop import LoopPlan, Wanted, plan
 from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiles.plan import Stepped, TilePlan, faster_first, tile_plan
-from tenfuse.reasons import Refused
+from tenfuse.reasons import DEVICE, Refused, refuse
 from tenfuse.rewrite.chunked import Chunked, whole_pieces
 from tenfuse.runtime.op import register
 from tenfuse.step.reader import Step
@@ -60,6 +61,7 @@ def launched(
     step: Step, given: Examples, wanted: Wanted, steps: Any, reverse: bool, planning: Planning
 ) -> Launched:
     """``steps`` steps, which may be symbolic, over the tensors ``given``."""
+    given = on_one_device(given)
     call = _Call(step, given, wanted, steps, reverse)
     if planning.tiles is not None:
         return call.on_tiles(planning.tiles(steps, wanted.any), planning.trial)
@@ -71,6 +73,23 @@ def launched(
     run = Chunked(step, choice.chunks, given, wanted, reverse)
     finals, exports = run.run(steps)
     return Launched(finals, exports, dict(run.plans), choice)
+
+
+def on_one_device(given: Examples) -> Examples:
+    """The tensors on the card that any of them is on.
+
+    A number on the CPU may stand beside tensors of a card, but a kernel cannot read it there.  It
+    is copied at every call, for the caller may have changed it.
+    """
+    tensors = (*given.carries, *given.exports, *given.streams, *given.invariants)
+    device = next((t.device for t in tensors if t.device.type != "cpu"), None)
+    if device is None:
+        return given
+    for t in (*given.carries, *given.exports):
+        if t.device != device:
+            raise refuse(DEVICE, f"a state or an output of the loop is on {t.device}, and others on {device}")
+    streams, invariants = ([t.to(device) for t in group] for group in (given.streams, given.invariants))
+    return dataclasses.replace(given, streams=streams, invariants=invariants)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,4 +142,4 @@ class _Call:
         return Launched(list(found[:n]), list(found[n : n + m]), {key: made}, choice)
 
 
-__all__ = ["Launched", "Planning", "launched"]
+__all__ = ["Launched", "Planning", "launched", "on_one_device"]
