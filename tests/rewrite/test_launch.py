@@ -13,7 +13,8 @@ def tensor(*shape, device="meta"):
 
 
 def test_numbers_follow_the_tensors():
-    given = Examples([tensor(2)], [tensor(9, device="cpu"), tensor(9, 2)], [tensor(device="cpu")], [tensor(2)])
+    streams = [tensor(9, device="cpu"), tensor(9, 2)]
+    given = Examples([tensor(2)], streams, [tensor(device="cpu")], [tensor(2)])
     found = on_one_device(given)
     assert {t.device.type for t in (*found.streams, *found.invariants)} == {"meta"}
     assert [t.shape for t in found.streams] == [(9,), (9, 2)] and found.streams[1] is given.streams[1]
