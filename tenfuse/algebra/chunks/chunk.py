@@ -22,7 +22,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
+from tenfuse.algebra.chunks import detached
 from tenfuse.algebra.chunks.decay import Positions
+from tenfuse.algebra.chunks.given import ChunkedGiven
 from tenfuse.algebra.chunks.lift import Lift, Read, Unchunkable
 from tenfuse.algebra.chunks.lowrank import ChunkedLowRank
 from tenfuse.algebra.chunks.paths import ChunkedPaths, factors, mixing
@@ -40,7 +42,6 @@ from tenfuse.step.program import (
     OutSpec,
     Ref,
     StepProgram,
-    node_axes,
     prune,
     trimmed,
     validate,
@@ -78,75 +79,45 @@ class Chunk:
 def chunk(program: StepProgram, recurrence: Recurrence, length: int, block: int = BLOCK) -> Chunk:
     """The program of ``length`` steps of ``program``."""
     maker = _Maker(program, recurrence, length, block)
-    return Chunk(maker.run(), maker.rows, length, any(g.products for g in maker.groups))
+    return Chunk(maker.run(), maker.rows, length, any(g.products for m in maker.made for g in m.groups))
 
 
 class _Maker:
     def __init__(self, program: StepProgram, recurrence: Recurrence, length: int, block: int) -> None:
         self.program, self.recurrence = program, recurrence
-        self.build, self.products = Builder(), Products(program, recurrence)
-        self.groups = self.products.groups()
+        self.build = Builder()
         self.sizes = {**program.sizes, **recurrence.sizes}
-        self.axes: list[frozenset[AxisName]] = []
-        for node in recurrence.nodes:
-            self.axes.append(node_axes(node, self.axes))
-        if mixing(recurrence):
-            self.rows = tuple(self._free("t", n) for n in factors(length))
-        else:
-            self.at = self._positions(length, block)
-            self.rows = self.at.rows
-        self.sums = Sums(self.build, self.sizes, program.dynamic | recurrence.dynamic)
-        self.lift = Lift(recurrence.nodes, self.sums, self.rows, self._read, self.sizes, self._split)
-        self.states: dict[int, States] = {}
+        self.made = [_States(program, recurrence, self.build, self.sizes)]
+        if detached.detached(recurrence):
+            known = _States(program, detached.values(recurrence), detached.Constants(self.build), self.sizes)
+            self.made = [known, _States(program, detached.apart(recurrence), self.build, self.sizes, known)]
+        self.at = None if mixing(recurrence) else self._positions(length, block)
+        self.rows = self.at.rows if self.at else tuple(self._free("t", n) for n in factors(length))
 
     def run(self) -> StepProgram:
-        for group in self.groups:
-            states = self._group(group)
-            self.states |= {j: states for stage in group.stages for j in stage.carries}
+        for states in self.made:
+            states.find(self.rows, self.at)
+        found = self.made[-1]
         carries = tuple(
-            CarrySpec(c.next_axes, self.states[i].final(i), c.next_axes)
+            CarrySpec(c.next_axes, found.states[i].final(i), c.next_axes)
             for i, c in enumerate(self.program.carries)
         )
-        outs = tuple(self._out(i, out) for i, out in enumerate(self.program.outs))
+        outs = tuple(self._out(found, i, out) for i, out in enumerate(self.program.outs))
         made = prune(StepProgram(tuple(self.build.nodes), self.sizes, carries, outs, self.program.dynamic))
         validate(made)
         return trimmed(made)
 
-    def _read(self, read: Read) -> Ref:
-        if read.carry not in self.states:
-            raise Unchunkable("a carry is read before the stage that computes it")
-        return self.states[read.carry].read(read)
-
-    def _split(self, read: Read) -> Linear | None:
-        return self.states[read.carry].split(read) if read.carry in self.states else None
-
-    def _group(self, group: Group) -> States:
-        stage = group.stages[0]
-        if stage.form not in ("low-rank", "elementwise", "block", "dense", "semiring"):
-            raise Unchunkable(f"a {stage.form} stage has no chunk program")
-        if mixing(self.recurrence):
-            return ChunkedPaths(stage, self.program.carries, self.lift)
-        if stage.semiring != "sum-product":
-            return ChunkedRing(stage, self.program.carries, self.lift)
-        if not group.products:
-            return ChunkedScan(stage, self.program.carries, self.lift)
-        parts = lowrank(group.stages, self.program.carries, self.lift)
-        return ChunkedLowRank(parts, self.sums, self.at, self.lift.fresh)
-
-    def _out(self, index: int, spec: OutSpec) -> OutSpec:
+    def _out(self, found: _States, index: int, spec: OutSpec) -> OutSpec:
         if spec.accumulate:
             raise Unchunkable("an output is summed over time")
-        ref = self.lift.forced(self.lift.affine(self.recurrence.outs[index]))
+        ref = found.lift.forced(found.lift.affine(self.recurrence.outs[index]))
         return OutSpec(ref, (*self.rows, *spec.axes))
 
     # -- choices ----------------------------------------------------------------------
 
     def _positions(self, length: int, block: int) -> Positions:
         """Two axes where a gate has an axis that is summed over, and the length allows it."""
-        stages = self.recurrence.stages
-        wide = any(self.products.gated(s) for s in stages) and all(len(s.carries) == 1 for s in stages)
-        wide = wide and all(g.products and len(g.stages) == 1 for g in self.groups)
-        if wide and length > block and length % block == 0:
+        if length > block and length % block == 0 and all(m.wide() for m in self.made):
             many = length // block
             return Positions(
                 self._free("t", block), self._free("s", block), self._free("tb", many), self._free("sb", many)
@@ -159,6 +130,62 @@ class _Maker:
             found, i = f"{name}{i}", i + 1
         self.sizes[found] = size
         return found
+
+
+class _States:
+    """The states of all carries within a chunk; ``known`` has those that no gradient enters."""
+
+    def __init__(
+        self,
+        program: StepProgram,
+        recurrence: Recurrence,
+        build: Builder,
+        sizes: dict[AxisName, int],
+        known: _States | None = None,
+    ) -> None:
+        self.program, self.recurrence, self.build, self.sizes = program, recurrence, build, sizes
+        self.known = known
+        self.products = Products(program, recurrence)
+        self.groups = self.products.groups()
+        self.states: dict[int, States] = {}
+
+    def wide(self) -> bool:
+        """Whether a gate has an axis that is summed over, and every stage has positions in blocks."""
+        stages = self.recurrence.stages
+        apart = all(len(s.carries) == 1 for s in stages)
+        apart = apart and all(g.products and len(g.stages) == 1 for g in self.groups)
+        return apart and any(self.products.gated(s) for s in stages)
+
+    def find(self, rows: tuple[AxisName, ...], at: Positions | None) -> None:
+        self.sums = Sums(self.build, self.sizes, self.program.dynamic | self.recurrence.dynamic)
+        nodes = self.recurrence.nodes
+        self.lift = Lift(nodes, self.sums, rows, self._read, self.sizes, self._split, self.known is not None)
+        for group in self.groups:
+            states = self._group(group, at)
+            self.states |= {j: states for stage in group.stages for j in stage.carries}
+
+    def _read(self, read: Read) -> Ref:
+        states = self.known.states if read.cut and self.known else self.states
+        if read.carry not in states:
+            raise Unchunkable("a carry is read before the stage that computes it")
+        return states[read.carry].read(read)
+
+    def _split(self, read: Read) -> Linear | None:
+        return self.states[read.carry].split(read) if read.carry in self.states and not read.cut else None
+
+    def _group(self, group: Group, at: Positions | None) -> States:
+        stage, carries = group.stages[0], self.program.carries
+        if stage.form not in ("low-rank", "elementwise", "block", "dense", "semiring"):
+            raise Unchunkable(f"a {stage.form} stage has no chunk program")
+        if at is None:
+            return ChunkedPaths(stage, carries, self.lift)
+        if stage.semiring != "sum-product":
+            return ChunkedRing(stage, carries, self.lift)
+        if not group.products and not any(u.terms for u in stage.updates):
+            return ChunkedGiven(stage, carries, self.lift)
+        if not group.products:
+            return ChunkedScan(stage, carries, self.lift)
+        return ChunkedLowRank(lowrank(group.stages, carries, self.lift), self.sums, at, self.lift.fresh)
 
 
 __all__ = ["BLOCK", "Chunk", "States", "Unchunkable", "chunk"]

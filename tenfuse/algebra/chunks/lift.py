@@ -32,7 +32,8 @@ from tenfuse.step.program import (
 class Read:
     """``sum over bound of (product of factors) * carry``: the carry before or after the step.
 
-    ``factors`` are over the chunk's positions; ``names`` name the carry's dimensions.
+    ``factors`` are over the chunk's positions; ``names`` name the carry's dimensions.  No gradient
+    enters a carry that is ``cut``.
     """
 
     carry: int
@@ -40,6 +41,7 @@ class Read:
     names: tuple[AxisName, ...]
     factors: tuple[Ref, ...] = ()
     bound: frozenset[AxisName] = frozenset()
+    cut: bool = False
 
     def scaled(self, factor: Ref) -> Read:
         return dataclasses.replace(self, factors=(*self.factors, factor))
@@ -57,6 +59,7 @@ class Lift:
     """``read`` gives the value of a ``Read`` at every position, over positions and free axes.
 
     ``split`` gives the same as a sum linear in the states before the chunk; None where it is none.
+    ``cuts`` says that states are known which no gradient enters.
     """
 
     def __init__(
@@ -67,9 +70,10 @@ class Lift:
         read: Callable[[Read], Ref],
         sizes: dict[AxisName, int],
         split: Callable[[Read], Linear | None],
+        cuts: bool = False,
     ) -> None:
         self.nodes, self.sums, self.build, self.rows, self.read = nodes, sums, sums.build, rows, read
-        self.split = split
+        self.split, self.cuts = split, cuts
         self.sizes = sizes
         self.axes: list[frozenset[AxisName]] = []
         for node in nodes:
@@ -88,11 +92,10 @@ class Lift:
         reads: list[Read] = []
         offsets: list[Ref] = [] if update.offset is None else [self.value(update.offset)]
         for term in update.terms:
-            node = self.nodes[term.source]
             factors = tuple(self.value(f) for f in term.factors)
-            if isinstance(node, Input) and node.kind in ("carry", "next"):
-                read = Read(node.index, node.kind == "next", node.axes, factors)
-                reads.append(self._bound(read, term.contracted))
+            read = self._state(self.nodes[term.source])
+            if read is not None:
+                reads.append(self._bound(dataclasses.replace(read, factors=factors), term.contracted))
             else:
                 offsets.append(self.sums.product([*factors, self.value(term.source)], term.contracted))
         return Form(tuple(reads), self.sums.add(offsets) if offsets else None)
@@ -117,6 +120,8 @@ class Lift:
         return self._forms[ref]
 
     def _made(self, node: Node) -> Form:
+        if (read := self._state(node)) is not None:
+            return Form((read,))
         if isinstance(node, Input):
             return self._input(node)
         if isinstance(node, Contract):
@@ -127,9 +132,16 @@ class Lift:
             raise Unchunkable("the step itself is a chunk")
         return Form((), self.build.add(node))
 
+    def _state(self, node: Node) -> Read | None:
+        """A node that is a state, or one whose gradient is cut."""
+        below = self.nodes[node.args[0]] if isinstance(node, Pointwise) and node.fn == "cut" else node
+        if not isinstance(below, Input) or below.kind not in ("carry", "next"):
+            return None
+        if below is not node and not self.cuts:
+            return None
+        return Read(below.index, below.kind == "next", below.axes, cut=below is not node)
+
     def _input(self, node: Input) -> Form:
-        if node.kind in ("carry", "next"):
-            return Form((Read(node.index, node.kind == "next", node.axes),))
         if node.kind == "stream":
             return Form((), self.build.input("stream", node.index, (*self.rows, *node.axes)))
         if node.kind != "invariant":
@@ -188,20 +200,21 @@ class Lift:
     def _bound(self, read: Read, axes: Iterable[AxisName]) -> Read:
         """The read summed over ``axes``, under names that nothing outside the sum can mean."""
         names = {a: self.fresh(a) for a in sorted(axes)}
-        return Read(
-            read.carry,
-            read.after,
-            tuple(names.get(a, a) for a in read.names),
-            tuple(self.build.rename(f, names) for f in read.factors),
-            read.bound | frozenset(names.values()),
+        return dataclasses.replace(
+            read,
+            names=tuple(names.get(a, a) for a in read.names),
+            factors=tuple(self.build.rename(f, names) for f in read.factors),
+            bound=read.bound | frozenset(names.values()),
         )
 
     def fresh(self, axis: AxisName, size: int = 0) -> AxisName:
         """Another name for an axis like ``axis``, or for one of the given size."""
         if not size and axis in self.sums.dynamic:
             raise Unchunkable("a dimension of dynamic size is summed over")
-        self._fresh += 1
-        name = f"{axis.split('~')[0]}~{self._fresh}"
+        base, name = axis.split("~")[0], ""
+        while not name or name in self.sizes:
+            self._fresh += 1
+            name = f"{base}~{self._fresh}"
         self.sizes[name] = size or self.sizes[axis]
         return name
 
