@@ -1,6 +1,9 @@
 """fla-core's kernels for the recurrences of ``reference.steps``, where it is installed.
 
 Takes the name of a step; leaves a function of the same ``Inputs``, or why there is none.
+
+Held against the signatures of fla-core at its commit bc3b101 (August 2026).  With Triton 3.4 to 3.7.0
+on Hopper fla refuses the gradient of "decayed" and "gated delta" (its ``chunk_bwd_dqkwg``, issue 640).
 """
 
 from __future__ import annotations
@@ -46,19 +49,21 @@ def _rwkv7(function: Any, x: Inputs) -> Any:
 
 
 def _hgrn(function: Any, x: Inputs) -> Any:
+    """It has no gradient of the first state, nor one through the last: the errors say so."""
     a, b = x.streams
     return function(b, a.log(), initial_state=x.carry[0], output_final_state=True)
 
 
 def _retention(function: Any, x: Inputs) -> Any:
-    """Its decays are those of the published model, which ``x.fixed`` holds too."""
-    q, k, v = x.streams
-    return function(q, k, v, scale=1.0, initial_state=x.carry[0], output_final_state=True)
+    """What ``chunk_retention`` calls; but with the decays of ``x``, which are rounded to its dtype."""
+    (q, k, v), (decay,) = x.streams, x.fixed
+    rates = decay.float().log()
+    return function(q, k, v, g_gamma=rates, scale=1.0, initial_state=x.carry[0], output_final_state=True)
 
 
 FUNCTIONS = {
     "gated": ("fla.ops.hgrn", "chunk_hgrn", _hgrn),
-    "retnet": ("fla.ops.retention", "chunk_retention", _retention),
+    "retnet": ("fla.ops.simple_gla", "chunk_simple_gla", _retention),
     "linear": ("fla.ops.linear_attn", "chunk_linear_attn", _plain),
     "decayed": ("fla.ops.simple_gla", "chunk_simple_gla", _simple_gla),
     "gla": ("fla.ops.gla", "chunk_gla", _gla),
