@@ -19,9 +19,12 @@ from tenfuse.capture.body import Draft, Ref
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.periods import Sequence
 from tenfuse.capture.record import Record, put, written
-from tenfuse.capture.segment import ARITHMETIC, Operands, Segment
+from tenfuse.capture.segment import FILLS, Operands, Segment, free_numbers, gathers
 from tenfuse.capture.views import basic_index, call, geometry, is_tensor, value_of
 from tenfuse.reasons import refuse, where
+
+_PICKS = {torch.where, torch.masked_fill, torch.lerp, "where", "masked_fill", "lerp"}
+"""Functions of several tensors of one dtype, beside a mask, and a number."""
 
 
 class FirstDiffers(Exception):
@@ -152,13 +155,15 @@ class Inputs:
         operands: list[Any] = [self.operand(j, s) for s in slots]
         numbers: list[Any] = list(shape.numbers)
         if moving:
-            if node.target not in ARITHMETIC:
+            if not set(moving) <= set(free_numbers(node, shape)):
                 raise self.refuse(self._index_code(j), "", j)
             for k in moving:
                 numbers[k] = self._number(j, tuple(n[k] for n in all_numbers))
-        if node.target is torch.tensor and moving and len(shape.numbers) == 1:
+        if node.target is torch.tensor and moving and not value_of(node).dim():
             self.value[j] = numbers[0]
             return
+        if node.target is torch.tensor and not moving and value_of(node).dim():
+            raise NeedsHoisting(j)
         self.calls[j] = (operands, numbers)
         self.value[j] = Ref("node", j)
         if (
@@ -294,17 +299,21 @@ class Inputs:
         result = value_of(node)
         if not isinstance(result, torch.Tensor):
             raise self.refuse(reasons.NOT_AFFINE, "a size changes from step to step", j)
-        if node.target is torch.tensor:
-            return self._stream(numbers, (), 0, result)
-        tensors = [value_of(n) for n in node.all_input_nodes if is_tensor(n)]
-        dtype = result.dtype if result.dtype != torch.bool else tensors[0].dtype
-        dtype = dtype.to_real() if dtype.is_complex else dtype
         whole = all(isinstance(n, int) for n in numbers)
+        if gathers(node):
+            return self._stream(numbers, (), 0, result.new_empty((), dtype=torch.int64))
+        if node.target is torch.tensor:
+            return self._stream(numbers, (), 0, result.new_empty(()))
+        tensors = [value_of(n) for n in node.all_input_nodes if is_tensor(n)]
+        tensors = [t for t in tensors if node.target not in _PICKS or t.dtype != torch.bool]
+        dtype = result.dtype if result.dtype != torch.bool or not tensors else tensors[0].dtype
+        dtype = dtype.to_real() if dtype.is_complex else dtype
         if not whole and not dtype.is_floating_point:
             raise self.refuse(reasons.NOT_AFFINE, "a number changes its kind from step to step", j)
         if whole and any(abs(n) > 2**24 for n in numbers) and dtype not in (torch.float64, torch.int64):
             raise self.refuse(reasons.NOT_AFFINE, "a large integer changes from step to step", j)
-        if len(tensors) != 1 or tensors[0].dim() == 0:
+        alike = len({t.dtype for t in tensors}) == 1 and any(t.dim() for t in tensors)
+        if node.target not in FILLS and not (alike and (len(tensors) == 1 or node.target in _PICKS)):
             raise self.refuse(reasons.NOT_AFFINE, "a number changes from step to step beside a scalar", j)
         return self._stream(numbers, (), 0, result.new_empty((), dtype=dtype))
 

@@ -14,15 +14,44 @@ import operator
 
 import numpy as np
 import torch
+import torch.fx as fx
 
-from tenfuse.capture.periods import Sequence, Stretch
+from tenfuse.capture.periods import Sequence, Shape, Stretch
+from tenfuse.capture.views import value_of
 
 ARITHMETIC = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.lt,
-    operator.le, operator.gt, operator.ge, operator.eq, operator.ne, torch.add, torch.sub, torch.mul,
-    torch.div, torch.pow, "add", "sub", "mul", "div", "pow", "lt", "le", "gt", "ge", "eq", "ne", torch.tensor,
+    operator.le, operator.gt, operator.ge, operator.eq, operator.ne, operator.mod, operator.floordiv,
+    torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.remainder, torch.fmod, torch.where,
+    torch.lerp, torch.clamp, torch.masked_fill, torch.tensor, "add", "sub", "mul", "div", "pow", "lt", "le",
+    "gt", "ge", "eq", "ne", "remainder", "fmod", "where", "lerp", "clamp", "masked_fill",
 }  # fmt: skip
 """Operations whose number operands may take any value at each step."""
+
+FILLS = {torch.full, torch.full_like, "new_full"}
+"""The last operand may."""
+
+
+def free_numbers(node: fx.Node, shape: Shape) -> range:
+    """Which numbers of ``node`` may take any value at each step; the others are sizes, axes, indices."""
+    count = len(shape.numbers)
+    if node.target in ARITHMETIC or gathers(node):
+        return range(count)
+    if node.target in FILLS:
+        filler = node.kwargs.get("fill_value", node.args[-1])
+        return range(count - 1, count) if type(filler) in (int, float) else range(0)
+    return range(0)
+
+
+def gathers(node: fx.Node) -> bool:
+    """``x[rows, t, columns]``: nothing but tensors of indices, and numbers that select."""
+    index = node.args[1] if node.target is operator.getitem and len(node.args) == 2 else None
+    if not isinstance(index, tuple) or not all(isinstance(i, fx.Node) or type(i) is int for i in index):
+        return False
+    tensors = [value_of(i) for i in index if isinstance(i, fx.Node)]
+    return bool(tensors) and all(
+        isinstance(t, torch.Tensor) and t.dtype in (torch.int64, torch.int32) and t.dim() > 0 for t in tensors
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +77,8 @@ class Operands:
         numbers: list[float] = []
         counts = []
         for node, shape in zip(seq.nodes, seq.shapes, strict=True):
-            own = [] if node.target in ARITHMETIC else [float(n) for n in shape.numbers if isinstance(n, int)]
+            free = free_numbers(node, shape)
+            own = [float(n) for k, n in enumerate(shape.numbers) if isinstance(n, int) and k not in free]
             numbers += own
             counts.append(len(own))
         self.index_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

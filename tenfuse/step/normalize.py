@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ _CUTS = (cut, sloped)
 """Operators that a body calls by name; they are registered when this is imported."""
 
 _DETACH = {"detach", torch.detach, "detach_"}
+_FILLS = {torch.full: 0, "new_full": 1, torch.full_like: 0}
+"""Calls that fill a tensor with a number -> which operand says its size."""
 
 
 class _Body(fx.Interpreter):
@@ -81,11 +84,36 @@ class _Body(fx.Interpreter):
         if n.op == "call_function" and n.target is torch._C._set_grad_enabled:
             self.recording = bool(n.args[0])
             return None
-        value = super().run_node(n)
+        value = self._with_numbers(n) if n.op in ("call_function", "call_method") else None
+        value = super().run_node(n) if value is None else value
         if self.recording or n.op in ("placeholder", "output", "get_attr"):
             return value
         is_float = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
         return torch.ops.tenfuse.cut(value) if is_float else value
+
+    def _with_numbers(self, n: fx.Node) -> torch.Tensor | None:
+        """Calls that torch reads Python numbers in, where the step has an entry of a tensor of them."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if n.target in _FILLS:
+            filler = kwargs.get("fill_value", args[-1])
+            size = args[_FILLS[n.target]]
+            shape = size.shape if isinstance(size, torch.Tensor) else size
+            return filler.expand(tuple(shape)).clone() if isinstance(filler, torch.Tensor) else None
+        if n.target is torch.tensor:
+            return _stacked(args[0], n.meta["example_value"]) if isinstance(args[0], list) else None
+        if n.target is not operator.getitem or not isinstance(args[1], tuple):
+            return None
+        tensors = [i for i in args[1] if isinstance(i, torch.Tensor)]
+        if len(tensors) < len(args[1]) or {t.dtype for t in tensors} - {torch.int64, torch.int32}:
+            return None
+        return args[0][tuple(torch.broadcast_tensors(*tensors))]  # type: ignore[no-any-return]
+
+
+def _stacked(entries: Any, like: torch.Tensor) -> torch.Tensor:
+    """``torch.tensor(entries)``, some of which are tensors."""
+    if isinstance(entries, (list, tuple)):
+        return torch.stack([_stacked(e, like) for e in entries])
+    return entries if isinstance(entries, torch.Tensor) else torch.full((), entries, dtype=like.dtype)
 
 
 def _example(node: fx.Node) -> Any:

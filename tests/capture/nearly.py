@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from spelled import inputs
 
 B, T, D = 2, 8, 3
-
-
-def inputs(*shapes):
-    torch.manual_seed(0)
-    return [torch.randn(*s).requires_grad_() for s in shapes]
 
 
 def x_h():
