@@ -177,7 +177,9 @@ class Form:
             for n, value in enumerate((0.0, 1.0, -0.7, 1.2)):
                 gate = torch.where(choice == n, torch.full_like(gate, value), gate)
         inputs = [normal(B, steps, *s) for s in self.shapes]
-        return (gate.to(dtype), *inputs, *(normal(*s) for s in self.weights))
+        # of wide matrices the powers would leave float16 behind
+        weights = [normal(*s) * min(1.0, D / s[0]) ** 0.5 for s in self.weights]
+        return (gate.to(dtype), *inputs, *weights)
 
 
 FORMS = (
