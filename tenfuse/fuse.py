@@ -23,6 +23,7 @@ from tenfuse.plan.placement import Placement
 from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiles.plan import Stepped, TilePlan
 from tenfuse.plan.tiles.stepped import candidates
+from tenfuse.reasons import NO_TILES, refuse
 from tenfuse.rewrite.assemble import Fused, assemble
 from tenfuse.rewrite.launch import Planning
 from tenfuse.runtime import canary, tiled
@@ -31,6 +32,7 @@ from tenfuse.runtime.op import kernel_name, prepare, product_role
 from tenfuse.step.fission import split
 from tenfuse.step.normalize import normalize
 from tenfuse.step.reader import read
+from tenfuse.step.whole import whole_nodes
 from tenfuse.study import Study, study
 from tenfuse.surroundings import autocast, grads_on, target
 
@@ -44,6 +46,9 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options, build: bool) -> tuple
     step = normalize(loop, autocast(loop, gm))
     parts = split(step, Placement())
     core = read(step, parts) if step.live else None
+    whole = core is not None and bool(whole_nodes(core.program))
+    if whole and language == "triton":
+        raise refuse(NO_TILES, "the state has integers, which kernels on tiles do not hold")
     known = study(core, step.graph) if core is not None else None
     tiles = functools.partial(_tiles, known, dots, options.chunk) if language == "triton" else None
     length = None if options.chunk == "auto" else int(options.chunk)
@@ -64,7 +69,8 @@ def _choose(known: Study | None, steps: int, gradients: bool) -> Choice:
     """The algorithm for ``steps`` steps; 0 where only the sequential kernel will do."""
     assert known is not None
     cores = torch.get_num_threads()
-    choice = choose(known.program, known.recurrence if steps else None, steps, cores, known.steady)
+    normal = known.recurrence if steps and not whole_nodes(known.program) else None
+    choice = choose(known.program, normal, steps, cores, known.steady)
     if choice.chunks is not None and not known.certified(choice.chunks.length, gradients):
         return choose(known.program, None, steps, cores)
     return choice

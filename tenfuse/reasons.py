@@ -166,7 +166,7 @@ NOT_BATCHABLE = _code(
 DTYPE = _code(
     "TF206",
     "the state has a dtype without a kernel",
-    "use a floating or complex dtype; keep counters as floats, and follow indices after the loop",
+    "use a floating, complex or boolean dtype, or integers other than uint16, uint32 and uint64",
 )
 SIDE_EFFECT = _code(
     "TF207", "the body has a side effect besides its tensors", "keep the loop body free of side effects"

@@ -16,7 +16,7 @@ STAGES = ("capture", "step", "algebra", "plan", "emit", "runtime", "rewrite")
 """In the order of the path."""
 
 IR = {
-    "tenfuse.capture.loop", "tenfuse.step.program", "tenfuse.step.functions",
+    "tenfuse.capture.loop", "tenfuse.step.program", "tenfuse.step.functions", "tenfuse.step.whole",
     "tenfuse.algebra.recurrence", "tenfuse.plan.plan", "tenfuse.plan.kernel", "tenfuse.plan.tiles.kernel",
 }  # fmt: skip
 """The frozen types handed from stage to stage, and the table of functions they name."""
@@ -76,7 +76,7 @@ BORDERS = {
 
 EDITS = {"erase_node", "replace_all_uses_with", "replace_input_with", "inserting_before", "inserting_after"}
 OWN_GRAPH = {
-    "step/normalize.py", "step/choice.py", "step/purify.py", "step/triangle.py",
+    "step/normalize.py", "step/choice.py", "step/picks.py", "step/purify.py", "step/triangle.py",
     "capture/complete.py", "capture/functional.py", "capture/growing.py", "capture/likened.py",
     "capture/record.py",
 }  # fmt: skip

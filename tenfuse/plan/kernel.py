@@ -19,7 +19,7 @@ import dataclasses
 
 from tenfuse.step.program import AxisName, StepProgram
 
-DTYPES = ("f32", "f64", "bf16", "f16", "bool")
+DTYPES = ("f32", "f64", "bf16", "f16", "bool", "i64", "i32", "i16", "i8", "u8")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tenfuse.plan.tensors import Examples, Layout, dense_like, dtype_name, unit_
 from tenfuse.step.adjoint import Adjoint
 from tenfuse.step.program import AxisName, StepProgram, prune
 from tenfuse.step.reader import Placed
+from tenfuse.step.whole import whole_inputs
 
 Places = tuple[tuple[Placed, ...], tuple[Placed, ...], tuple[Placed, ...], tuple[Placed, ...]]
 """Of carries, streams, invariants and outputs; sources are positions in the ``Examples``."""
@@ -30,7 +31,7 @@ class Operands:
     ) -> None:
         self.program, self.examples, self.compute = program, examples, examples.compute
         self.carries, self.streams, self.invariants, self.outs = places
-        self.exports = exports
+        self.exports, self.whole = exports, whole_inputs(program)
 
     def forward(self, save: bool) -> tuple[Operand, ...]:
         """``save`` also writes the states at chunk borders."""
@@ -51,18 +52,22 @@ class Operands:
         return Kernel(program, (*self.forward(False), *states), self.compute, reverse)
 
     def backward(self, back: Adjoint, reverse: bool, chunk: int) -> Kernel:
-        """The adjoint kernel that computes the states of ``chunk`` steps again, if it needs any."""
+        """The adjoint kernel that computes the states of ``chunk`` steps again, if it needs any.
+
+        Integers carry no gradient: what stands in its place is zero, and neither read nor written.
+        """
         program, count = back.program, len(self.streams)
         recompute = prune(dataclasses.replace(self.program, outs=())) if back.needs_states else None
         both = [p for p in (program, recompute) if p is not None]
         cotangents = {i: a for i, a in program.inputs("stream").items() if 0 <= i - count < len(self.outs)}
+        carried = [(i, c) for i, c in enumerate(program.carries) if ("carry", i) not in self.whole]
         operands = (
-            *(self._like_carry("init", i, c.axes) for i, c in enumerate(program.carries)),
+            *(self._like_carry("init", i, c.axes) for i, c in carried),
             *self._entering("stream", "stream", both),
             *(self._export("stream", i, i - count, axes) for i, axes in cotangents.items()),
             *self._entering("constant", "invariant", both),
             *(self._saves() if recompute is not None else ()),
-            *(self._like_carry("final", i, c.next_axes) for i, c in enumerate(program.carries)),
+            *(self._like_carry("final", i, c.next_axes) for i, c in carried),
             *self._gradients(back),
         )
         if recompute is None:
@@ -117,11 +122,12 @@ class Operands:
         return [self._state("save", i, i) for i in range(len(self.program.carries))]
 
     def _state(self, role: str, index: int, carry: int) -> Operand:
-        return self._own(role, index, self.program.carries[carry].axes)
+        dtype = "i64" if ("carry", carry) in self.whole else self.compute
+        return self._own(role, index, self.program.carries[carry].axes, dtype)
 
-    def _own(self, role: str, index: int, axes: tuple[AxisName, ...]) -> Operand:
+    def _own(self, role: str, index: int, axes: tuple[AxisName, ...], dtype: str = "") -> Operand:
         """A tensor that only kernels see."""
-        return Operand(role, index, self.compute, axes, axes[-1] if axes else None)
+        return Operand(role, index, dtype or self.compute, axes, axes[-1] if axes else None)
 
     def _gradients(self, back: Adjoint) -> list[Operand]:
         source = {out: i for i, out in back.streams.items()}

@@ -18,6 +18,7 @@ from tenfuse.step.reader import View
 NAMES = {
     torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16",
     torch.bool: "bool", torch.complex64: "f32", torch.complex128: "f64",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
 }  # fmt: skip
 
 Extent = int | tuple[AxisName, int]

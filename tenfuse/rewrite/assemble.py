@@ -29,6 +29,7 @@ from tenfuse.rewrite.wants import requires_grad
 from tenfuse.step.fission import Fission, ancestors
 from tenfuse.step.normalize import Aten, fake_mode
 from tenfuse.step.reader import Placed, Step
+from tenfuse.step.whole import whole_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +196,11 @@ class _Assembly:
         stream_nodes = list(dict.fromkeys(p.source for p in core.streams))
         constant_nodes = list(dict.fromkeys(p.source for p in core.invariants))
         export_nodes = list(self.parts.exports)
-        streams = [_loadable(stacked[n]) for n in stream_nodes]
-        invariants = [_loadable(static[n]) for n in constant_nodes]
+        whole = whole_inputs(core.program)
+        entire = {p.source for i, p in enumerate(core.streams) if ("stream", i) in whole}
+        entire |= {p.source for i, p in enumerate(core.invariants) if ("invariant", i) in whole}
+        streams = [stacked[n] if n in entire else _loadable(stacked[n]) for n in stream_nodes]
+        invariants = [static[n] if n in entire else _loadable(static[n]) for n in constant_nodes]
         exports = [n.meta["val"] for n in export_nodes]
         wanted = Wanted(
             tuple(self.grads.get(n, False) for n in self.step.carries),
@@ -248,7 +252,7 @@ def _wide(parts: Fission) -> bool:
 
 
 def _loadable(tensor: torch.Tensor) -> torch.Tensor:
-    """Integers become floats before the kernel, as adding them to floats would do."""
+    """Integers that meet numbers only become floats before the kernel, as adding them to floats would do."""
     kind = tensor.dtype
     if kind.is_floating_point or kind.is_complex or kind is torch.bool:
         return tensor

@@ -21,6 +21,7 @@ from tenfuse.plan.tiles.plan import TilePlan
 from tenfuse.runtime.launch import DTYPES, Launcher
 from tenfuse.step.program import AxisName
 from tenfuse.step.reader import Placed
+from tenfuse.step.whole import whole_inputs
 
 Bound = dict[tuple[str, int], torch.Tensor]
 """Tensors by role and index."""
@@ -140,12 +141,14 @@ def allocate(
 def _saves(plan: LoopPlan, steps: Any, sizes: dict[AxisName, Any], like: torch.Tensor) -> list[torch.Tensor]:
     """Empty tensors for the states saved at chunk borders, or kept at every step."""
     specs = plan.forward.program.carries
-    dtype = DTYPES[plan.forward.compute]
-    if plan.kept:
-        return [like.new_empty([steps, *(sizes[a] for a in specs[i].axes)], dtype=dtype) for i in plan.kept]
-    if plan.saving is None or not plan.saving.checkpoint:
+    if not plan.kept and (plan.saving is None or not plan.saving.checkpoint):
         return []
-    return [like.new_empty([_chunks(plan, steps), *(sizes[a] for a in c.axes)], dtype=dtype) for c in specs]
+    rows = steps if plan.kept else _chunks(plan, steps)
+    which = plan.kept or range(len(specs))
+    whole = whole_inputs(plan.forward.program)
+    types = [torch.int64 if ("carry", i) in whole else DTYPES[plan.forward.compute] for i in which]
+    shapes = [[rows, *(sizes[a] for a in specs[i].axes)] for i in which]
+    return [like.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, types, strict=True)]
 
 
 def grouped(carries: Any, streams: Any, invariants: Any) -> dict[str, Sequence[torch.Tensor]]:

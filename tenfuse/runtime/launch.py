@@ -24,6 +24,11 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "f16": torch.float16,
     "bool": torch.bool,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
 }
 _RESULTS = ("final", "out")
 Numbers = tuple["ctypes.Array[ctypes.c_int64]", "ctypes.Array[ctypes.c_int64]"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def unfold(graph: fx.Graph, feeding: Collection[fx.Node]) -> None:
             if user.target is not operator.getitem:
                 continue
             made = _value if user.args[1] == 0 else _index
-            user.replace_all_uses_with(inlined(user, source, made, dim, keepdim, largest))
+            user.replace_all_uses_with(inlined(user, [source], made, dim, keepdim, largest))
             graph.erase_node(user)
         if not node.users:
             graph.erase_node(node)
@@ -60,17 +60,18 @@ def _index(a: torch.Tensor, dim: int, keepdim: bool, largest: bool) -> torch.Ten
     return torch.argmax(a, dim, keepdim) if largest else torch.argmin(a, dim, keepdim)
 
 
-def inlined(at: fx.Node, source: fx.Node, run: Any, *options: Any) -> fx.Node:
-    """The nodes of ``run(source, *options)``, in front of ``at``."""
-    value = source.meta["val"]
-    mode = value.fake_mode if isinstance(value, FakeTensor) else contextlib.nullcontext()
+def inlined(at: fx.Node, sources: Sequence[fx.Node], run: Any, *options: Any) -> fx.Node:
+    """The nodes of ``run(*sources, *options)``, in front of ``at``."""
+    values = [s.meta["val"] for s in sources]
+    mode = values[0].fake_mode if isinstance(values[0], FakeTensor) else contextlib.nullcontext()
     with torch.no_grad(), mode:
-        traced = make_fx(lambda a: run(a, *options), _allow_non_fake_inputs=True)(value)
+        traced = make_fx(lambda *a: run(*a, *options), _allow_non_fake_inputs=True)(*values)
     env: dict[fx.Node, fx.Node] = {}
+    given = iter(sources)
     with at.graph.inserting_before(at):
         for node in traced.graph.nodes:
             if node.op == "placeholder":
-                env[node] = source
+                env[node] = next(given)
             elif node.op == "output":
                 return env[node.args[0]]
             else:

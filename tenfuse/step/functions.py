@@ -1,6 +1,7 @@
 """The pointwise functions of the IR: meaning in torch, and their derivative.
 
-Takes and leaves nothing but the table ``FUNCTIONS``.  Truth values are 0.0 and 1.0.  A
+Takes and leaves nothing but the table ``FUNCTIONS``.  Truth values are 0.0 and 1.0.  Those of
+``whole.py`` are of integers.  A
 ``vjp`` rule gives the cotangent of argument ``i`` from the cotangent ``g`` of the result,
 as nodes of the same IR, or None where it is zero everywhere; the rules are torch's own
 (ties of maximum and minimum share evenly, abs has derivative 0 at 0).
@@ -16,6 +17,7 @@ import torch
 
 from tenfuse.step.program import Builder, Ref
 from tenfuse.step.sloped import sloped
+from tenfuse.step.whole import ARITHMETIC, COMPARISONS, ENTRY, number
 
 Vjp = Callable[[Builder, Ref, tuple[Ref, ...], Ref, int], Ref | None]
 
@@ -29,6 +31,8 @@ class Function:
     vjp: Vjp
     symbol: str = ""
     boolean: bool = False
+    whole: bool = False
+    """Whether the result is an integer."""
 
 
 def _zero(b: Builder, g: Ref, x: tuple[Ref, ...], y: Ref, i: int) -> Ref | None:
@@ -204,6 +208,9 @@ FUNCTIONS: dict[str, Function] = {
     "round_f32": Function(1, _rounded(torch.float32), _identity),
     "cut": Function(1, torch.detach, _zero),
     "sloped": Function(3, _sloped, _slope),
+    "number": Function(1, number, _zero),
+    **{name: Function(n, call, _zero, whole=True) for name, (n, call) in (ENTRY | ARITHMETIC).items()},
+    **{name: Function(2, call, _zero, boolean=True) for name, call in COMPARISONS.items()},
 }
 """``cut`` is the identity whose derivative is zero (``Tensor.detach``); ``root`` is the
 square root whose derivative at zero is zero, the subgradient that norms use; the clamps

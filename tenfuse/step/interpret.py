@@ -13,6 +13,7 @@ import torch
 from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.ordered import Named, aligned, expanded, ordered
 from tenfuse.step.program import ORDERED, AxisName, Const, Contract, Input, StepProgram, arguments
+from tenfuse.step.whole import whole_inputs, whole_nodes
 
 REDUCTIONS: dict[str, Callable[..., torch.Tensor]] = {"sum": torch.sum, "max": torch.amax, "min": torch.amin}
 
@@ -30,11 +31,13 @@ def step(
     """
     size = {**program.sizes, **(sizes or {})}
     values: list[Named] = []
-    for node in program.nodes:
+    whole = whole_nodes(program)
+    for i, node in enumerate(program.nodes):
+        kind = torch.int64 if i in whole else dtype
         if isinstance(node, Input):
-            values.append((inputs[node.kind, node.index].to(dtype), node.axes))
+            values.append((inputs[node.kind, node.index].to(kind), node.axes))
         elif isinstance(node, Const):
-            values.append((torch.tensor(node.value, dtype=dtype), ()))
+            values.append((torch.tensor(node.value, dtype=kind), ()))
         elif isinstance(node, Contract):
             tensor, own = values[node.arg]
             dims = [own.index(a) for a in sorted(node.axes)]
@@ -45,7 +48,8 @@ def step(
         else:
             axes = tuple(sorted({a for r in node.args for a in values[r][1]}))
             args = [aligned(values[r], axes) for r in node.args]
-            values.append((FUNCTIONS[node.fn].torch(*args).expand([size[a] for a in axes]), axes))
+            made = FUNCTIONS[node.fn].torch(*args).to(kind)
+            values.append((made.expand([size[a] for a in axes]), axes))
     return (
         [expanded(values[c.next], c.next_axes, size) for c in program.carries],
         [expanded(values[o.ref], o.axes, size) for o in program.outs],
@@ -66,7 +70,8 @@ def scan(
 
     ``states`` are the recomputed states of an adjoint program, time first.
     """
-    carries = [c.to(dtype) for c in inits]
+    whole = whole_inputs(program)
+    carries = [c if ("carry", i) in whole else c.to(dtype) for i, c in enumerate(inits)]
     rows: list[list[torch.Tensor]] = [[] for _ in program.outs]
     for t in reversed(range(steps)) if reverse else range(steps):
         inputs = {("carry", i): c for i, c in enumerate(carries)}

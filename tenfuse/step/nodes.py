@@ -46,6 +46,7 @@ class Input:
 @dataclasses.dataclass(frozen=True)
 class Const:
     value: float
+    """A float, or an int where the value is an integer (``whole.py``)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tenfuse.capture.loop import Loop
 from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse, where
 from tenfuse.step.choice import unfold
+from tenfuse.step.picks import spell_out
 from tenfuse.step.purify import purify
 from tenfuse.step.sloped import sloped
 from tenfuse.step.triangle import masked
@@ -169,6 +170,7 @@ def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
     carries, streams = len(loop.carries), len(loop.streams)
     output = next(n for n in graph.nodes if n.op == "output")
     unfold(graph, _feeding(output.args[0][:carries]))
+    spell_out(graph, _feeding(output.args[0][:carries]), [found[i] for i in range(carries) if i in found])
     masked(graph, [found[i] for i in range(carries) if i in found])
     results = output.args[0]
     for i, carry in enumerate(loop.carries):

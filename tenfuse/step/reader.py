@@ -35,6 +35,8 @@ from tenfuse.step.program import (
     validate,
 )
 from tenfuse.step.rules import RULES, cast
+from tenfuse.step.rules import whole as whole_rules
+from tenfuse.step.rules.whole import INTEGERS
 from tenfuse.step.tensors import Key, Refs, Space, Value
 
 aten = torch.ops.aten
@@ -130,10 +132,10 @@ class _Reader:
     def _enter(self, kind: str, node: fx.Node, name: str, source: Any) -> Value:
         """A tensor that enters the kernel, one input per piece and part."""
         tensor = node.meta["val"]
-        numeric = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool
-        if not numeric and kind == "carry":
-            raise refuse(DTYPE, f"a carry is {tensor.dtype}", where(self.step.nexts[source]))
         dims = self.space.new_dims(tuple(tensor.shape), name)
+        whole = self._whole(kind, node)
+        if whole and tensor.dtype not in INTEGERS:
+            raise refuse(DTYPE, f"a carry is {tensor.dtype}", where(self.step.nexts[source]))
 
         def make(key: Key) -> Refs:
             refs = []
@@ -141,9 +143,22 @@ class _Reader:
                 view = self._view(dims, key, part)
                 refs.append(self.space.build.input(kind, len(self.places[kind]), view.axes))
                 self.places[kind].append(Placed(source, view))
-            return tuple(refs)
+            return tuple(self.space.build.call("whole", r) for r in refs) if whole else tuple(refs)
 
         return self.space.value(dims, make)
+
+    def _whole(self, kind: str, node: fx.Node) -> bool:
+        """Whether a tensor enters as integers: one that meets integers of the step's own.
+
+        Others enter as the floats that they are added to or multiply.
+        """
+        if not _integers(node):
+            return False
+        mine = (*self.parts.inside, *self.step.carries)
+        return kind == "carry" or node in self.step.nexts or any(
+            _integers(u) or any(a is not node and a in mine and _integers(a) for a in u.all_input_nodes)
+            for u in node.users if u in self.inside
+        )
 
     def _view(self, dims: Any, key: Key, part: int | None) -> View:
         """Where one piece of a tensor lies in it."""
@@ -198,15 +213,19 @@ class _Reader:
             return values[0][values[1]]
         if target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
             return self.space.reshape(values[0], tuple(val.shape))
+        dtype = val.dtype if isinstance(val, torch.Tensor) else None
+        whole = whole_rules.holds(self.space, values) or (dtype is not None and whole_rules.integral(dtype))
         if target is aten._to_copy.default:
-            return cast(self.space, values[0], args[0].meta["val"].dtype, val.dtype)
+            return (whole_rules.cast if whole else cast)(
+                self.space, values[0], args[0].meta["val"].dtype, val.dtype
+            )
+        if whole:
+            given = {k: self._argument(v) for k, v in kwargs.items()}
+            made = whole_rules.applied(self.space, target, values, _dtypes(args), given, dtype)
+            return self._decomposed(node) if made is None else made
         rule = RULES.get(target)
         if rule is None:
             return self._decomposed(node)
-        if isinstance(val, torch.Tensor) and not (
-            val.is_floating_point() or val.is_complex() or val.dtype is torch.bool
-        ):
-            raise refuse(UNSUPPORTED_OP, f"{target} makes integers from the state")
         return rule(self.space, target, *values, **{k: self._argument(v) for k, v in kwargs.items()})
 
     def _decomposed(self, node: fx.Node) -> Any:
@@ -272,6 +291,19 @@ class _Reader:
                 view = self._view(value.dims, key, part if is_complex else None)
                 outs.append(OutSpec(ref, view.axes))
                 places.append(Placed(node, view))
+
+
+def _integers(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and whole_rules.integral(value.dtype)
+
+
+def _dtypes(args: Any) -> Any:
+    """The dtype of every argument that is a tensor."""
+    if isinstance(args, (list, tuple)):
+        return [_dtypes(a) for a in args]
+    value = args.meta.get("val") if isinstance(args, fx.Node) else None
+    return value.dtype if isinstance(value, torch.Tensor) else None
 
 
 def _finish(step: Step) -> Step:

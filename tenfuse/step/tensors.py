@@ -20,6 +20,7 @@ from tenfuse.step.program import (
     ORDERED,
     AxisName,
     Builder,
+    Const,
     Contract,
     Input,
     Node,
@@ -27,6 +28,7 @@ from tenfuse.step.program import (
     Ref,
     Rename,
 )
+from tenfuse.step.whole import is_whole
 
 Key = frozenset[tuple[AxisName, int]]
 """A choice of piece for each cut axis."""
@@ -238,6 +240,8 @@ class Space:
 
     def _merge(self, op: str, a: Refs, b: Refs) -> Refs:
         fn = {"sum": "add", "max": "maximum", "min": "minimum"}[op]
+        if is_whole(self.build.nodes, a[0]):
+            fn = {"sum": "iadd", "max": "imax", "min": "imin"}[op]
         return tuple(self.build.call(fn, x, y) for x, y in zip(a, b, strict=True))
 
     def _contract(self, ref: Ref, axes: Sequence[AxisName], op: str) -> Ref:
@@ -248,7 +252,11 @@ class Space:
             sizes = [self.axes.sizes[a] for a in missing]
             if self.final and not all(isinstance(s, int) for s in sizes):
                 raise refuse(AXES, "a constant is summed over a dimension of dynamic size")
-            ref = self.build.call("mul", ref, self.build.const(float(math.prod(map(hint, sizes)))))
+            count = math.prod(map(hint, sizes))
+            if is_whole(self.build.nodes, ref):
+                ref = self.build.call("imul", ref, self.build.add(Const(count)))
+            else:
+                ref = self.build.call("mul", ref, self.build.const(float(count)))
         return self.build.contract(ref, *present, op=op)
 
     # -- shape ----------------------------------------------------------------------

@@ -30,7 +30,7 @@ def masked(graph: fx.Graph, carries: Collection[fx.Node]) -> None:
         if not sides or not all(isinstance(s, int) for s in sides):
             continue
         source, diagonal = node.args[0], node.args[1] if len(node.args) > 1 else 0
-        made = inlined(node, source, _chosen, _TRIANGLES[node.target], diagonal)
+        made = inlined(node, [source], _chosen, _TRIANGLES[node.target], diagonal)
         node.replace_all_uses_with(made)
         graph.erase_node(node)
         dependent.add(made)

@@ -19,9 +19,11 @@ from tenfuse.algebra.ranges.interval import ANY, TRANSFER, Interval
 from tenfuse.step import interpret
 from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.program import Builder, CarrySpec, OutSpec, StepProgram, arguments
+from tenfuse.step.whole import NAMES
 from tests.algebra.mutants import program
 
 SLACK = 1e-9
+NUMERIC = sorted(set(FUNCTIONS) - NAMES)
 ends = st.one_of(
     st.floats(-3, 3), st.sampled_from([0.0, 1.0, -1.0, 2.0, math.inf, -math.inf, 30.0, -30.0, 0.5])
 )
@@ -51,7 +53,7 @@ def test_every_function_has_a_rule():
 @settings(max_examples=800, deadline=None)
 @given(st.data())
 def test_a_function_maps_into_its_interval(data):
-    name = data.draw(st.sampled_from(sorted(FUNCTIONS)))
+    name = data.draw(st.sampled_from(NUMERIC))
     args = [data.draw(intervals()) for _ in range(FUNCTIONS[name].arity)]
     points = [torch.tensor(data.draw(inside(a)) + 0.0, dtype=torch.float64) for a in args]
     value = FUNCTIONS[name].torch(*points)
@@ -77,7 +79,7 @@ def programs(draw):
                 chosen = draw(st.lists(st.sampled_from(axes), min_size=1, unique=True))
                 refs.append(b.contract(arg, *chosen, op=draw(st.sampled_from(["sum", "sum", "max", "min"]))))
             continue
-        name = draw(st.sampled_from([*sorted(FUNCTIONS), *["div", "mul", "sqrt", "add", "abs"] * 6]))
+        name = draw(st.sampled_from([*NUMERIC, *["div", "mul", "sqrt", "add", "abs"] * 6]))
         args = [draw(st.sampled_from(refs)) for _ in range(FUNCTIONS[name].arity)]
         args = [args[0]] * len(args) if name == "mul" and draw(st.booleans()) else args
         refs.append(b.call(name, *args))

@@ -9,6 +9,7 @@ from tenfuse.algebra.proof.symbols import ONE, ZERO, Field, GaveUp
 from tenfuse.algebra.proof.tiny import unknowns
 from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.program import Input, Pointwise, Position
+from tenfuse.step.whole import NAMES
 
 
 def _fn(field, name, *args):
@@ -83,7 +84,7 @@ def test_constants_rounded_elsewhere_agree():
     assert f.const(0.9) != f.const(0.9000001)
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - NAMES))
 def test_every_function_has_a_meaning_that_agrees_with_torch(name):
     """On numbers, where the meaning is a number; ``a`` is never equal to ``a + 1``."""
     for values in ((2.0, 3.0, -1.0), (-2.0, 0.0, 4.0), (0.5, 0.5, 0.5), (0.0, 1.0, 2.0)):

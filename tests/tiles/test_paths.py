@@ -275,4 +275,4 @@ def test_integers_are_kept():
             out.append(h)
         return torch.stack(out, 1)
 
-    kept(model, torch.arange(22).reshape(2, 11), code="TF206")
+    kept(model, torch.arange(22).reshape(2, 11), code="TF403")

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 
 from tenfuse.step.functions import FUNCTIONS
+from tenfuse.step.whole import NAMES
 
 INF = math.inf
 _SLACK = 1e-12
@@ -252,6 +253,7 @@ TRANSFER: dict[str, Callable[..., Interval]] = {
     **{fn: monotone(_tensor(fn)) for fn in (
         "sign", "floor", "ceil", "trunc", "round", "round_bf16", "round_f16", "round_f32",
     )},
+    **{name: (lambda *args: ANY) for name in NAMES},
     **{name: _truth for name, function in FUNCTIONS.items() if function.boolean},
 }  # fmt: skip
 """The interval of every function of the IR, given those of its arguments."""

@@ -20,7 +20,7 @@ that memory takes to answer."""
 FURTHEST = 16
 """Steps that a stream is asked for ahead, at most."""
 LINE, PAGE = 64, 4096
-ITEM = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2, "bool": 1}
+ITEM = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2, "bool": 1, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1}
 
 
 def distance(work: int) -> int:

@@ -29,6 +29,12 @@ class Array:
     places: tuple[int, ...]
     strides: tuple[Size, ...]
     size: Size
+    whole: bool = False
+    """Whether it holds integers."""
+
+    @property
+    def ctype(self) -> str:
+        return "int64_t" if self.whole else "T"
 
     def access(self, axes: tuple[AxisName, ...], pointer: str = "") -> Access:
         dims = tuple((axes[p], str(s)) for p, s in zip(self.places, self.strides, strict=True))
@@ -44,7 +50,7 @@ class Array:
 
     def clear(self, pointer: str = "") -> str:
         """The line that fills the array with zeros."""
-        return f"memset({pointer or self.name}, 0, sizeof(T) * {self.size});"
+        return f"memset({pointer or self.name}, 0, sizeof({self.ctype}) * {self.size});"
 
 
 class Arena:
@@ -54,7 +60,14 @@ class Arena:
         self.spaces, self.lanes, self.base, self.letter = spaces, lanes, base, letter
         self.arrays: list[tuple[Array, int]] = []
 
-    def array(self, axes: tuple[AxisName, ...], last: int | None, copies: int = 1, grain: int = 1) -> Array:
+    def array(
+        self,
+        axes: tuple[AxisName, ...],
+        last: int | None,
+        copies: int = 1,
+        grain: int = 1,
+        whole: bool = False,
+    ) -> Array:
         """Scratch over the local axes among ``axes``; ``last`` is the position with stride 1,
         its extent rounded up to whole vectors and to ``grain``."""
         places = [p for p, a in enumerate(axes) if self.spaces.axes[a].kind != "task"]
@@ -70,13 +83,14 @@ class Arena:
                 extent = self._padded(-(-extent // grain) * grain if isinstance(extent, int) else extent)
             size = times(size, extent)
         size = self._padded(size) if not places else size
-        found = Array(f"{self.letter}{len(self.arrays)}", tuple(places), tuple(reversed(strides)), size)
+        name = f"{self.letter}{len(self.arrays)}"
+        found = Array(name, tuple(places), tuple(reversed(strides)), size, whole)
         self.arrays.append((found, copies))
         return found
 
-    def along(self, axes: tuple[AxisName, ...], x: AxisName | None) -> Array:
+    def along(self, axes: tuple[AxisName, ...], x: AxisName | None, whole: bool = False) -> Array:
         """Scratch whose entries lie side by side along ``x``, if it is among ``axes``."""
-        return self.array(axes, axes.index(x) if x in axes else None)
+        return self.array(axes, axes.index(x) if x in axes else None, whole=whole)
 
     def _padded(self, extent: Size) -> Size:
         if isinstance(extent, int):
@@ -88,15 +102,26 @@ class Arena:
         lines, offset = [], self.base
         for array, copies in self.arrays:
             lines.append(
-                f"T* const {array.name} = {offset}; "
+                f"{array.ctype}* const {array.name} = {_as(array, offset)}; "
                 f"const int64_t {array.name}_size = {array.size}; (void){array.name}_size;"
             )
             offset = f"{array.name} + {times(array.size, copies)}"
+            offset = f"(T*)({offset})" if array.whole else offset
         return lines
 
     def need(self) -> str:
         """Entries of all arrays together."""
-        return " + ".join(str(times(a.size, c)) for a, c in self.arrays) or "0"
+        return " + ".join(_need(a, c) for a, c in self.arrays) or "0"
+
+
+def _as(array: Array, offset: str) -> str:
+    return f"(int64_t*)({offset})" if array.whole else offset
+
+
+def _need(array: Array, copies: int) -> str:
+    """Entries of the size of a number that so many arrays take."""
+    size = str(times(array.size, copies))
+    return f"{size} * (int64_t)(sizeof(int64_t) / sizeof(T))" if array.whole else size
 
 
 __all__ = ["Arena", "Array", "Size", "times"]

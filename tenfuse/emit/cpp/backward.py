@@ -17,6 +17,7 @@ from tenfuse.emit.cpp.memory import Memory
 from tenfuse.emit.cpp.step import following, nests, pointers
 from tenfuse.emit.cpp.task import Task, first_sums, saved
 from tenfuse.step.program import AxisName, Input, Ref, StepProgram
+from tenfuse.step.whole import whole_inputs
 
 
 def backward(memory: Memory) -> list[str]:
@@ -58,8 +59,9 @@ class History:
         self.memory, self.settled, self.timing = memory, settled, settled.again
         self.forward: StepProgram = settled.kernel.recompute
         self.chunk, self.reverse = max(1, settled.kernel.checkpoint), settled.kernel.reverse
+        whole = whole_inputs(self.forward)
         self.arrays = [
-            memory.arena.array(c.axes, settled.state_last.get(i), self.chunk)
+            memory.arena.array(c.axes, settled.state_last.get(i), self.chunk, whole=("carry", i) in whole)
             for i, c in enumerate(self.forward.carries)
         ]
 
@@ -69,7 +71,7 @@ class History:
 
     def slots(self) -> list[str]:
         """Pointers to the states before step ``k``."""
-        return [f"T* const h{i} = {a.name} + k * {a.size};" for i, a in enumerate(self.arrays)]
+        return [f"{a.ctype}* const h{i} = {a.name} + k * {a.size};" for i, a in enumerate(self.arrays)]
 
     def state(self, node: Input) -> Access:
         return self.arrays[node.index].access(node.axes, f"h{node.index}")
@@ -110,7 +112,7 @@ class History:
             return self.arrays[i].access(axes, f"g{i}")
 
         lines, _ = nests(self.memory, self.forward, self.settled.state_last, old, new, {})
-        nexts = [f"T* const g{i} = h{i} + {a.size};" for i, a in enumerate(self.arrays)]
+        nexts = [f"{a.ctype}* const g{i} = h{i} + {a.size};" for i, a in enumerate(self.arrays)]
         return [
             "for (int64_t k = 0; k + 1 < many; k++) {",
             *self.slots(),

@@ -15,7 +15,7 @@ from tenfuse.emit.cpp.nest import NestWriter
 from tenfuse.emit.cpp.schedule import Scheduler
 from tenfuse.emit.cpp.settle import Settled
 from tenfuse.emit.cpp.shape import Nest, Store
-from tenfuse.step.program import AxisName, CarrySpec, Input, StepProgram
+from tenfuse.step.program import AxisName, CarrySpec, Input, Pointwise, StepProgram
 
 
 def copy(
@@ -25,13 +25,16 @@ def copy(
     target: Access,
     unroll: int = 0,
     add: bool = False,
+    whole: bool = False,
 ) -> list[str]:
-    """Lines that copy one tensor of a task, or add it to what is there."""
-    turned = None if add else _turned(settled, axes, source, target)
+    """Lines that copy one tensor of a task, one of integers if ``whole``, or add it to what is there."""
+    turned = None if add or whole else _turned(settled, axes, source, target)
     if turned is not None:
         return turned
     spaces = settled.spaces
-    program = StepProgram((Input("carry", 0, axes),), settled.sizes(), (CarrySpec(axes, 0, axes),), ())
+    nodes = (Input("carry", 0, axes), *((Pointwise("whole", (0,)),) if whole else ()))
+    value = len(nodes) - 1
+    program = StepProgram(nodes, settled.sizes(), (CarrySpec(axes, value, axes),), ())
     kernel = dataclasses.replace(settled.kernel, program=program, recompute=None, operands=())
     scheduler = Scheduler(kernel, program, spaces, settled.isa, {}, {})
     local = spaces.local(axes)
@@ -39,7 +42,7 @@ def copy(
     both = [a for a, s in source.dims if s == "1" and (a, "1") in target.dims]
     x = (both + units)[0] if units else None
     order = sorted(local - {x}, key=lambda a: spaces.axes[a].id) + ([x] if x else [])
-    store = Store(0, local, ("sum" if add else "copy", 0))
+    store = Store(value, local, ("sum" if add else "copy", 0))
     nest = Nest(order, x, {x: unroll} if x and unroll else {}, [], [store])
     return NestWriter(scheduler, nest, lambda r: source, lambda s: target).text()
 

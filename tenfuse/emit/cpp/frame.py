@@ -69,8 +69,9 @@ class Frame:
         assert isinstance(node, Contract)
         return node.op
 
-    def type(self, axes: frozenset[AxisName]) -> str:
-        return "V" if self.vector(axes) else "T"
+    def type(self, axes: frozenset[AxisName], whole: bool = False) -> str:
+        scalar, vector = ("Z", "ZV") if whole else ("T", "V")
+        return vector if self.vector(axes) else scalar
 
     def address(self, access: Access, at: Combo) -> tuple[str, str, str]:
         """The address of the entry, the stride along the vector axis and the lane count."""

@@ -16,6 +16,7 @@ from tenfuse.emit.cpp.settle import Settled
 from tenfuse.emit.cpp.shape import Nest
 from tenfuse.emit.cpp.sweeps import unit_of
 from tenfuse.step.program import AxisName
+from tenfuse.step.whole import whole_inputs
 
 PANEL_BYTES = 8 << 10
 """Invariants smaller than this stay in the first-level cache in any layout."""
@@ -30,10 +31,12 @@ class Packs:
     def __init__(self, settled: Settled, operands: Operands, arena: Arena) -> None:
         self.settled, self.operands, self.arena = settled, operands, arena
         self.made: dict[Key, Array] = {}
+        programs = [p for p in (settled.kernel.program, settled.kernel.recompute) if p is not None]
+        self.whole = frozenset[tuple[str, int]]().union(*map(whole_inputs, programs))
 
     def access(self, index: int, axes: tuple[AxisName, ...], nest: Nest) -> Access:
         """An invariant: read where it lies if that suits, else from a packed copy."""
-        x = nest.x
+        x, whole = nest.x, ("invariant", index) in self.whole
         local = self.settled.spaces.local(axes)
         if not local:
             return self.operands.access("constant", index, axes)
@@ -41,13 +44,13 @@ class Packs:
         if panel and x is not None:
             key: Key = (index, axes, x, panel)
             if key not in self.made:
-                self.made[key] = self.arena.array(axes, axes.index(x), grain=panel)
+                self.made[key] = self.arena.array(axes, axes.index(x), grain=panel, whole=whole)
             return self.made[key].panels(axes, x, panel)
         if self._lies_well(index, axes, x if x in local else None):
             return self.operands.access("constant", index, axes)
         key = (index, axes, x if x in local else None, 0)
         if key not in self.made:
-            self.made[key] = self.arena.along(axes, key[2])
+            self.made[key] = self.arena.along(axes, key[2], whole)
         return self.made[key].access(axes)
 
     def _lies_well(self, index: int, axes: tuple[AxisName, ...], x: AxisName | None) -> bool:
@@ -80,7 +83,8 @@ class Packs:
         for (index, axes, x, panel), array in self.made.items():
             source = self.operands.access("constant", index, axes)
             target = array.panels(axes, x, panel) if panel and x else array.access(axes)
-            lines += copy(self.settled, axes, source, target, panel // self.settled.lanes)
+            unroll = panel // self.settled.lanes
+            lines += copy(self.settled, axes, source, target, unroll, whole=array.whole)
         return lines
 
 

@@ -8,7 +8,12 @@ that are denormal; in f64, and where speed does not matter, they call libm lane 
 
 from __future__ import annotations
 
-STORAGE = {"f32": "float", "f64": "double", "bf16": "bf16", "f16": "f16", "bool": "uint8_t"}
+from tenfuse.emit.cpp import integers
+from tenfuse.step.whole import COMPARISONS, NAMES
+
+STORAGE = {
+    "f32": "float", "f64": "double", "bf16": "bf16", "f16": "f16", "bool": "uint8_t", **integers.STORAGE,
+}  # fmt: skip
 
 _TYPES = """
 #include <cstdint>
@@ -492,7 +497,8 @@ _CALLS = {
 }
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-BOOLEAN = frozenset(COMPARE) | {"logical_and", "logical_or", "logical_not", "isnan"}
+BOOLEAN = frozenset(COMPARE) | frozenset(COMPARISONS) | {"logical_and", "logical_or", "logical_not", "isnan"}
+_DIVIDES = frozenset({"idiv", "ifloordiv", "imod", "irest"})
 COSTS = {
     "div": 4,
     "sqrt": 6,
@@ -526,6 +532,8 @@ _CHEAP = (
 
 def cost(fn: str) -> int:
     """Roughly the vector instructions a function takes."""
+    if fn in NAMES:
+        return 8 if fn in _DIVIDES else 2
     return 1 if fn in _CHEAP else COSTS.get(fn, 15)
 
 
@@ -535,6 +543,8 @@ def expression(fn: str, args: list[str]) -> str:
         return f"{args[0]} {_INFIX[fn]} {args[1]}"
     if fn == "neg":
         return f"-{args[0]}"
-    if fn in ("cut", "sloped"):
+    if fn in ("cut", "sloped", "whole"):
         return args[0]
+    if fn in NAMES:
+        return f"{fn}({', '.join(args)})"
     return f"{_CALLS[fn]}({', '.join(args)})"

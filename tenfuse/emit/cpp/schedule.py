@@ -18,6 +18,7 @@ from tenfuse.emit.cpp.sweeps import Work, best_axis, closure, find, price, unit_
 from tenfuse.emit.cpp.turns import alive, stages, turns
 from tenfuse.plan.kernel import Kernel
 from tenfuse.step.program import AxisName, Contract, Input, Pointwise, Ref, StepProgram, arguments
+from tenfuse.step.whole import whole_nodes
 
 HEAVY = 3
 """Operations above which a value computed by an earlier nest is kept, not computed again."""
@@ -40,6 +41,7 @@ class Scheduler:
         self.last, self.states = last, states
         self.shapes = Shapes(program, spaces, self.lanes, isa.registers)
         self.axes, self.sizes = self.shapes.axes, self.shapes.sizes
+        self.whole = whole_nodes(program)
         self.stage, self.turn = stages(program), turns(program, self.axes)
         self.nests: list[Nest] = []
         self.contract_works = {

@@ -11,6 +11,7 @@ or 1 when scratch memory ran out.  Names come from counters only.
 
 from __future__ import annotations
 
+from tenfuse.emit.cpp import integers
 from tenfuse.emit.cpp.backward import backward
 from tenfuse.emit.cpp.entry import entry
 from tenfuse.emit.cpp.forward import forward
@@ -21,6 +22,7 @@ from tenfuse.emit.cpp.preamble import preamble
 from tenfuse.emit.cpp.settle import Settled, settle
 from tenfuse.plan.kernel import Kernel
 from tenfuse.step.program import compares
+from tenfuse.step.whole import whole_nodes
 
 FAR_BYTES = 8 << 20
 """Results that together take more than this are written past the cache, line by line:
@@ -50,6 +52,7 @@ def emit(kernel: Kernel, isa: Isa) -> str:
     return (
         (ROUNDED if compares(settled.kernel.program) else "")
         + preamble(settled.kernel.compute, settled.lanes)
+        + (integers.head(settled.lanes) if _whole(settled) else "")
         + SIGNATURE
         + (", T* own, int64_t turn) {\n" if memory.together else ") {\n")
         + "".join(f"  {line}\n" for line in task)
@@ -91,6 +94,12 @@ def _offsets(memory: Memory) -> list[str]:
         if not isinstance(axis.extent, int):
             lines.append(f"const int64_t n{i} = N{i} - o{i} < {tile} ? N{i} - o{i} : {tile};")
     return lines
+
+
+def _whole(settled: Settled) -> bool:
+    """Whether the kernel has integers."""
+    programs = (settled.kernel.program, settled.kernel.recompute)
+    return any(whole_nodes(p) for p in programs if p is not None)
 
 
 def _far(settled: Settled) -> list[str]:

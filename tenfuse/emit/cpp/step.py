@@ -31,7 +31,7 @@ class Places:
     def __init__(self, memory: Memory, scheduler: Scheduler, old: Old, new: New, sums: dict[int, Array]):
         self.memory, self.program, self.old, self.new, self.sums = memory, scheduler.program, old, new, sums
         self.main = self.program is memory.settled.kernel.program
-        self.axes = [tuple(sorted(a)) for a in scheduler.axes]
+        self.axes, self.whole = [tuple(sorted(a)) for a in scheduler.axes], scheduler.whole
         self.scratch: dict[Ref, Array] = {}
         self.inplace: dict[int, bool] = {}
 
@@ -68,7 +68,7 @@ class Places:
 
     def _held(self, ref: Ref, x: AxisName | None) -> Access:
         if ref not in self.scratch:
-            self.scratch[ref] = self.memory.arena.along(self.axes[ref], x)
+            self.scratch[ref] = self.memory.arena.along(self.axes[ref], x, ref in self.whole)
         return self.scratch[ref].access(self.axes[ref])
 
     def _streamed(self, node: Input, x: AxisName | None) -> Access:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from tenfuse.emit.cpp import integers
 from tenfuse.emit.cpp.frame import Combo, Frame
 from tenfuse.emit.cpp.levels import Levels
 from tenfuse.emit.cpp.shape import Store
@@ -23,8 +24,12 @@ class Sums:
     def __init__(self, frame: Frame, levels: Levels, values: Values) -> None:
         self.frame, self.levels, self.values = frame, levels, values
         self.nest, self.nodes, self.axes = frame.nest, frame.nodes, frame.axes
+        self.whole = frame.scheduler.whole
         self.lanes: dict[str, tuple[str, int]] = {}
         """Where sums across lanes that were taken together lie: vector and lane, by name."""
+
+    def _identity(self, ref: Ref) -> str:
+        return (integers.IDENTITY if ref in self.whole else _IDENTITY)[self.frame.op(ref)]
 
     def open_at(self, ref: Ref) -> int:
         """The level where a contraction's accumulators are declared, or -1 if it needs none."""
@@ -36,14 +41,14 @@ class Sums:
     def clear(self, ref: Ref) -> None:
         """Fill the scratch of a contraction that is summed in memory."""
         pointer = self.values.write(Store(ref, self.axes[ref], ("scratch", ref))).pointer
-        start = _IDENTITY[self.frame.op(ref)]
+        start = self._identity(ref)
         self.frame.put(f"for (int64_t z = 0; z < {pointer}_size; z++) {pointer}[z] = {start};")
 
     def declare(self, ref: Ref) -> None:
         """Accumulators that hold nothing yet."""
-        axes, start = self.frame.argued(ref), _IDENTITY[self.frame.op(ref)]
-        kind = self.frame.type(axes)
-        start = f"bc({start})" if kind == "V" else start
+        axes, start = self.frame.argued(ref), self._identity(ref)
+        kind = self.frame.type(axes, ref in self.whole)
+        start = f"bc({start})" if self.frame.vector(axes) else start
         for name in dict.fromkeys(self._sum_name(ref, at) for at in self.frame.combos(axes)):
             self.frame.put(f"{kind} {name} = {start};")
 
@@ -56,7 +61,8 @@ class Sums:
         """The same for a contraction that begins and ends at this level."""
         name, term = self.frame.name(ref, at, "r"), self._term(ref, at)
         if first:
-            self.frame.put(f"{self.frame.type(self.frame.argued(ref))} {name} = {term};")
+            kind = self.frame.type(self.frame.argued(ref), ref in self.whole)
+            self.frame.put(f"{kind} {name} = {term};")
         else:
             self.frame.put(f"{name} = {self._join(ref, name, term)};")
 
@@ -74,10 +80,10 @@ class Sums:
             axes = self.axes[ref]
             for at in self.frame.combos(axes):
                 values = self._sums(ref, at) if ref in waiting else [self.frame.name(ref, at, "r")]
-                if self._crosses(ref) and self.frame.op(ref) == "sum":
+                if self._crosses(ref) and self.frame.op(ref) == "sum" and ref not in self.whole:
                     across.append((self.frame.name(ref, at), self._joined(ref, values)))
                 else:
-                    kind, name = self.frame.type(axes), self.frame.name(ref, at)
+                    kind, name = self.frame.type(axes, ref in self.whole), self.frame.name(ref, at)
                     self.frame.put(f"const {kind} {name} = {self._folded(ref, values)};")
         while across:
             many = min(len(across), self.frame.scheduler.lanes)
@@ -113,7 +119,7 @@ class Sums:
         if x is not None and vector and x not in self.axes[ref]:
             count = self.frame.bind[x][at[x]].count
             if count:
-                return f"keep({value}, {count}, {_IDENTITY[self.frame.op(ref)]})"
+                return f"keep({value}, {count}, {self._identity(ref)})"
         return value
 
     def _sum_name(self, ref: Ref, at: Combo) -> str:
@@ -149,6 +155,8 @@ class Sums:
 
     def _join(self, ref: Ref, left: str, right: str) -> str:
         op = self.frame.op(ref)
+        if ref in self.whole:
+            return f"{integers.JOIN[op]}({left}, {right})"
         return f"{left} + {right}" if op == "sum" else f"v{op}({left}, {right})"
 
     def _crosses(self, ref: Ref) -> bool:

@@ -17,6 +17,7 @@ from tenfuse.emit.cpp.memory import Memory
 from tenfuse.emit.cpp.retime import Early
 from tenfuse.emit.cpp.step import nests, pointers
 from tenfuse.step.program import AxisName, Input, Ref
+from tenfuse.step.whole import whole_inputs
 
 
 class Task:
@@ -34,16 +35,17 @@ class Task:
 
     def carries(self) -> list[str]:
         """Lines that fill the carries."""
-        lines = []
+        lines, whole = [], whole_inputs(self.program)
         for i, carry in enumerate(self.program.carries):
-            array = self.memory.held.array(carry.axes, self.settled.last.get(i))
+            array = self.memory.held.array(carry.axes, self.settled.last.get(i), whole=("carry", i) in whole)
             self.arrays.append(array)
-            self.heads.append(f"T* c{i} = {array.name};")
+            self.heads.append(f"{array.ctype}* c{i} = {array.name};")
             if self.operands.place("init", i) is None:
                 lines.append(array.clear(f"c{i}"))
             else:
                 source = self.operands.access("init", i, carry.axes)
-                lines += copy(self.settled, carry.axes, source, self.carry(i, carry.axes))
+                target = self.carry(i, carry.axes)
+                lines += copy(self.settled, carry.axes, source, target, whole=array.whole)
         return lines
 
     def carry(self, i: int, axes: tuple[AxisName, ...], letter: str = "c") -> Access:
@@ -67,16 +69,17 @@ class Task:
         lines, inplace = nests(self.memory, self.program, self.settled.last, old, new, self.sums)
         self.memory.leads = False
         for i in (i for i, fine in inplace.items() if not fine):
-            second = self.memory.arena.array(self.program.carries[i].axes, self.settled.last.get(i))
+            axes, last, whole = self.program.carries[i].axes, self.settled.last.get(i), self.arrays[i].whole
+            second = self.memory.arena.array(axes, last, whole=whole)
             self.swapped.append(i)
-            self.heads.append(f"T* d{i} = {second.name};")
-            lines.append(f"{{ T* e = c{i}; c{i} = d{i}; d{i} = e; }}")
+            self.heads.append(f"{second.ctype}* d{i} = {second.name};")
+            lines.append(f"{{ {second.ctype}* e = c{i}; c{i} = d{i}; d{i} = e; }}")
         return [array.clear() for array in self.sums.values()], lines
 
     def home(self) -> list[str]:
         """Lines that bring every carry back to where a later turn of the task looks for it."""
         names = {i: self.arrays[i].name for i in self.swapped}
-        return [f"if (c{i} != {n}) memcpy({n}, c{i}, sizeof(T) * {n}_size);" for i, n in names.items()]
+        return [f"if (c{i} != {n}) memcpy({n}, c{i}, sizeof(*{n}) * {n}_size);" for i, n in names.items()]
 
     def start(self, time: str) -> list[str]:
         """What the program carries over, for its first step."""
@@ -96,7 +99,8 @@ class Task:
         for i, carry in enumerate(self.program.carries):
             if self.operands.place("final", i) is not None:
                 target = self.operands.access("final", i, carry.axes)
-                lines += copy(self.settled, carry.axes, self.carry(i, carry.axes), target)
+                source = self.carry(i, carry.axes)
+                lines += copy(self.settled, carry.axes, source, target, whole=self.arrays[i].whole)
         for i, array in self.sums.items():
             axes = self.program.outs[i].axes
             if i in self.memory.shares.found:
@@ -139,6 +143,7 @@ def saved(
     place = memory.operands.place("save", i)
     assert place is not None, f"the kernel has no operand for save {i}"
     outside = memory.operands.access("save", i, axes)
+    whole = memory.settled.kernel.operands[place].dtype == "i64"
     kind = memory.operands.ctype(memory.settled.kernel.operands[place])
     number = outside.pointer[1:]
     if out and ahead.paged(memory.operands, outside, place):
@@ -147,7 +152,7 @@ def saved(
     return [
         "{",
         f"{kind}* const {outside.pointer} = p{number} + ({slot}) * s{place}_0;",
-        *copy(memory.settled, axes, source, target),
+        *copy(memory.settled, axes, source, target, whole=whole),
         "}",
     ]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.frame import Combo, Frame
+from tenfuse.emit.cpp.integers import literal as integer
 from tenfuse.emit.cpp.preamble import BOOLEAN, COMPARE, expression
 from tenfuse.emit.cpp.shape import Store
 from tenfuse.step.program import AxisName, Const, Pointwise, Ref, arguments
@@ -34,16 +35,18 @@ class Values:
     def __init__(self, frame: Frame, read: Read, write: Write, adds: frozenset[tuple[str, int]]) -> None:
         self.frame, self.nest, self.nodes, self.axes = frame, frame.nest, frame.nodes, frame.axes
         self.read, self.write, self.adds = read, write, adds
+        self.whole = frame.scheduler.whole
         self.computed = frame.scheduler.computed(frame.nest) - frame.nest.kept
 
     def define(self, ref: Ref, at: Combo) -> None:
         node, axes = self.nodes[ref], self.axes[ref]
         if isinstance(node, Pointwise) and ref not in self.nest.kept:
             mask = "M" if self.frame.vector(axes) else "bool"
-            kind, value = mask if self._is_mask(ref) else self.frame.type(axes), self._compute(ref, at)
+            kind = mask if self._is_mask(ref) else self.frame.type(axes, ref in self.whole)
+            value = self._compute(ref, at)
         else:
             access = self.read(ref)
-            kind, value = self.frame.type(axes), self.load(access, axes, at)
+            kind, value = self.frame.type(axes, ref in self.whole), self.load(access, axes, at)
             if access.later and kind == "V":
                 self.frame.put(f"soon({self.frame.address(access, at)[0]}, {access.later});")
             if kind == "V" and self._often(ref):
@@ -62,7 +65,8 @@ class Values:
         """The value of an argument; as a vector if the caller needs one."""
         node = self.nodes[ref]
         if isinstance(node, Const):
-            text = literal(node.value, self.frame.scheduler.kernel.compute)
+            compute = self.frame.scheduler.kernel.compute
+            text = integer(node.value) if isinstance(node.value, int) else literal(node.value, compute)
             return f"bc({text})" if vector else text
         name = self.frame.name(ref, at)
         if self._is_mask(ref):
@@ -81,7 +85,7 @@ class Values:
         node = self.nodes[ref]
         assert isinstance(node, Pointwise)
         vector = self.frame.vector(self.axes[ref])
-        if node.fn == "where":
+        if node.fn in ("where", "ichoose"):
             chosen = [self.number(a, at, vector) for a in node.args[1:]]
             return f"sel({self._mask(node.args[0], at, False)}, {', '.join(chosen)})"
         if node.fn in ("logical_and", "logical_or"):
