@@ -5,9 +5,9 @@ the device at hand, agree with the interpreter (``sample``).  Compilers for card
 turned right kernels into wrong ones at single tile widths or numbers of warps, so no
 kernel is trusted for having been generated rightly.
 
-Refuses (QUARANTINED) a plan whose kernels are wrong or do not compile.  The verdict is
-kept, by the kernels' text, the device's architecture and Triton's version, so that no
-process asks again.
+Refuses (QUARANTINED) a plan whose kernels are wrong or do not compile, or that nobody has
+tried yet while a CUDA graph is recorded, when nothing can be.  The verdict is kept, by the
+kernels' text, the device's architecture and Triton's version, so that no process asks again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tenfuse.reasons import QUARANTINED, Refused, refuse
 from tenfuse.runtime import notes, tiled
 from tenfuse.runtime.bind import launches, register
 from tenfuse.runtime.cache import key_of
-from tenfuse.runtime.device import architecture
+from tenfuse.runtime.device import architecture, recording
 from tenfuse.runtime.sample import Likes, Sample
 from tenfuse.runtime.tiles import interpreting
 
@@ -50,6 +50,8 @@ def trial(plan: TilePlan, given: Examples) -> None:
     which = key_of("canary", arch, canonical(plan), *texts)
     verdict = _known.get(which) or notes.recall(which)
     if verdict is None:
+        if recording():
+            raise refuse(QUARANTINED, f"{_name(plan)} was not tried before a CUDA graph was recorded")
         verdict = _tried(plan, Likes.of(given), device)
         if verdict is None:
             return

@@ -1,4 +1,7 @@
-"""What a kernel was compiled for, as text: part of the key of everything found out about it."""
+"""What a kernel was compiled for, as text: part of the key of everything found out about it.
+
+And whether the device may be waited for at the moment.
+"""
 
 from __future__ import annotations
 
@@ -19,4 +22,9 @@ def architecture(device: torch.device) -> str:
     return f"{name}, Triton {triton.__version__}"
 
 
-__all__ = ["architecture"]
+def recording() -> bool:
+    """Whether a CUDA graph is being recorded: then nothing may wait for the device, nor be read back."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+__all__ = ["architecture", "recording"]

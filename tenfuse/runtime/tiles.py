@@ -28,6 +28,7 @@ from tenfuse.plan.tiles.settings import Setting, bucket
 from tenfuse.reasons import DEVICE, refuse
 from tenfuse.runtime import interpreted, tune
 from tenfuse.runtime.cache import root
+from tenfuse.runtime.device import recording
 from tenfuse.step.program import AxisName, compares
 
 _lock = threading.Lock()
@@ -107,7 +108,7 @@ class TileLauncher:
             return own
         which = (tensors[0].device, size)
         if which not in self._settings:
-            if torch.cuda.is_current_stream_capturing():
+            if recording():
                 return own
             results = [x for x, o in zip(tensors, self.kernel.operands, strict=True) if o.role in RESULTS]
             self._settings[which] = tune.setting(self.kernel, self.source, size, launch, results)
@@ -124,15 +125,25 @@ def load(source: str) -> Any:
     if interpreting():
         interpreted.mend()
     digest = hashlib.sha256(source.encode()).hexdigest()
-    path = root() / f"tiles_{digest[:32]}.py"
     with _lock:
-        if not path.exists() or path.read_text() != source:
-            _publish(path, source)
+        path = _module(f"tiles_{digest[:32]}.py", source)
     spec = importlib.util.spec_from_file_location(f"tenfuse_tiles_{digest[:32]}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.kernel
+
+
+def _module(name: str, text: str) -> Path:
+    """The file with ``text``; a cache that cannot be written (read-only, full) is no error."""
+    try:
+        path = root() / name
+        if not path.exists() or path.read_text() != text:
+            _publish(path, text)
+    except OSError:
+        path = Path(tempfile.mkdtemp(prefix="tenfuse-")) / name
+        path.write_text(text)
+    return path
 
 
 def _publish(path: Path, text: str) -> None:

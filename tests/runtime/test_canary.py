@@ -183,6 +183,19 @@ def test_no_memory_is_no_verdict(monkeypatch, tried):
     assert tried == [16, 16]
 
 
+def test_nothing_is_tried_while_a_graph_is_recorded(monkeypatch, tried):
+    """But what is known to be sound is used."""
+    with monkeypatch.context() as patch:
+        patch.setattr(canary, "recording", lambda: True)
+        _, (loop,) = ran()
+        assert (loop.status, loop.code, tried) == ("kept", "TF404", [])
+        assert "before a CUDA graph was recorded" in loop.reason
+    assert ran()[1][0].status == "fused"
+    with monkeypatch.context() as patch:
+        patch.setattr(canary, "recording", lambda: True)
+        assert ran()[1][0].status == "fused"
+
+
 def test_explain_runs_nothing(tried):
     import tenfuse
 

@@ -1,5 +1,6 @@
 """Launches of kernels on tiles: named errors, and one compilation for every length."""
 
+import functools
 import os
 
 import pytest
@@ -10,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from tenfuse.report.registry import recording
-from tenfuse.runtime import tiles
+from tenfuse.runtime import tiled, tiles
 from tenfuse.runtime.device import architecture
 
 
@@ -62,3 +63,13 @@ def test_the_interpreter_is_no_card():
     """What it finds out must not be taken for the card's, whatever device the tensors are on."""
     assert architecture(torch.device("cpu")).startswith("the interpreter")
     assert architecture(torch.device("cuda", 0)).startswith("the interpreter")
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
+    """The folder of the cache is a file."""
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("TENFUSE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tiles, "load", functools.cache(tiles.load.__wrapped__))
+    monkeypatch.setattr(tiled, "_prepared", {})
+    x, a = torch.randn(3, 5, 7), torch.rand(7)
+    torch.testing.assert_close(compiled()(x, a), ema(x, a))
