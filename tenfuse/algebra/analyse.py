@@ -13,6 +13,7 @@ from tenfuse.algebra.cascade import Cascade, cascade, reached
 from tenfuse.algebra.classify import Evidence, classify, linear, whole
 from tenfuse.algebra.freeze import Draft, frozen
 from tenfuse.algebra.logplus import LogPlus
+from tenfuse.algebra.mirror import Mirror
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.algebra.rings import RINGS, SUM_PRODUCT
 from tenfuse.algebra.terms import Part, Stuck
@@ -60,7 +61,7 @@ def _semiring(chain: Cascade, build: Builder, k: int) -> Draft | None:
     for name, ring in RINGS.items():
         if ring is SUM_PRODUCT:
             continue
-        kind = LogPlus if name == "log-plus" else Affine
+        kind = {"log-plus": LogPlus, "or-and": Affine}.get(name, Mirror)
         trial = kind(program, build, carries, given, ring=ring)
         try:
             updates = tuple(trial.value(program.carries[i].next) for i in carries)
