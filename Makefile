@@ -16,9 +16,10 @@ test-all: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --slow
 
 # On a machine with CUDA and a Python that has torch, triton and pytest; nothing is installed.
-# With TENFUSE_GPU_DRY=1 the same, small, on the CPU.
+# With TENFUSE_GPU_DRY=1 the same, small, on the CPU.  Most of the time goes into compilers and into
+# loops of eager kernels: GPU_JOBS=6, where pytest-xdist is there, runs so many tests side by side.
 test-gpu:
-	PYTHONPATH=. $(PYTHON) -m pytest tests/gpu --durations=15
+	PYTHONPATH=. $(PYTHON) -m pytest tests/gpu --durations=15 $(if $(GPU_JOBS),-n $(GPU_JOBS) --dist worksteal)
 
 lint: $(VENV)/.linting
 	$(VENV)/bin/ruff check .
