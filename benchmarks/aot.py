@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import math
 import multiprocessing
 import os
 import sys
@@ -33,6 +35,7 @@ from benchmarks.aot_compile import SHARED, compiled
 from benchmarks.aot_launches import CACHE, PASSES, Launch, Pass, launches
 from benchmarks.aot_loops import LOOPS, LoopCase
 from benchmarks.cpu import RESULTS, write
+from tenfuse.report.report import LoopReport
 
 BATCH, TRACED, STEPS = 8, 128, 4096
 """Kernels do not depend on the number of steps beyond these; bytes are those of STEPS."""
@@ -56,25 +59,42 @@ def inputs(case: LoopCase, setting: tuple[tuple[str, int], ...], dtype: torch.dt
 def rows(
     case: LoopCase, setting: tuple[tuple[str, int], ...], dtype: str, targets: list[str], again: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """One row per kernel of a loop."""
+    """One row per kernel of a loop; of targets where it is planned otherwise, rows of their own."""
     head = {"loop": " ".join([case.name, *(f"{n}{x}" for n, x in setting)]), "dtype": dtype}
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
-        report, passes = launches(case.run, inputs(case, setting, DTYPES[dtype]), STEPS)
+        given = inputs(case, setting, DTYPES[dtype])
+        made = {t: launches(case.run, given, STEPS, functools.partial(_put_away, t)) for t in targets}
     except Exception as error:  # The table goes on with the next loop.
         yield {**head, "failed": _said(error)}
         return
     finally:
         torch.set_float32_matmul_precision(precision)
-    if report.status != "fused" or report.form != case.form:
-        yield {**head, "failed": f"{report.status} as {report.form or '-'}: {report.reason or ''}"}
-        return
-    seen: dict[str, str] = {}
-    for name in PASSES:
-        yield from _pass(
-            head | {"algorithm": report.algorithm, "pass": name}, passes[name], targets, seen, again
-        )
+    for alike in _alike(made):
+        report, passes = made[alike[0]]
+        if report.status != "fused" or report.form != case.form:
+            yield {**head, "failed": f"{report.status} as {report.form or '-'}: {report.reason or ''}"}
+            continue
+        seen: dict[str, str] = {}
+        for name in PASSES:
+            own = head | {"algorithm": report.algorithm, "pass": name}
+            yield from _pass(own, passes[name], alike, seen, again)
+
+
+def _put_away(target: str, launch: Launch) -> float:
+    """Bytes of a thread, as a card would know once the kernel is loaded; infinite where it is not."""
+    binary = compiled(launch, target)
+    return math.inf if binary.failed or binary.shared > SHARED[target] else binary.spilled
+
+
+def _alike(made: dict[str, tuple[LoopReport, dict[str, Pass]]]) -> list[list[str]]:
+    """The targets, those together for which the kernels are the same."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for target, (report, passes) in made.items():
+        kernels = tuple(x.kernel.key for name in PASSES for x in passes[name].launches)
+        found.setdefault((report.status, report.reason, *kernels), []).append(target)
+    return list(found.values())
 
 
 def _pass(
@@ -86,10 +106,10 @@ def _pass(
         row = {**head, "kernel": name, "ratio of pass": found.ratio, "ratio": launch.moved / found.least}
         row["of memory"] = found.of_memory
         row |= {"tile": _tile(launch), "warps": launch.kernel.tiling.warps}
-        if launch.source in seen:
-            yield {**row, "same as": seen[launch.source]}
+        if launch.kernel.key in seen:
+            yield {**row, "same as": seen[launch.kernel.key], "targets": targets}
             continue
-        seen[launch.source] = name
+        seen[launch.kernel.key] = name
         yield {**row, "binaries": [dataclasses.asdict(compiled(launch, t, again)) for t in targets]}
 
 
@@ -109,7 +129,8 @@ def markdown(found: list[dict[str, Any]], targets: list[str], option: str = "") 
         "blocks.  Bytes are what the instances of a pass load and store over inputs and outputs once, this",
         "kernel's share in brackets; behind the comma, what of them memory moves: of an operand of up to",
         f"{CACHE >> 20} MiB, which all caches hold, several instances read what came from memory once.",
-        "`forward` is without gradients, `saving` leaves what the backward reads.", "",
+        "`forward` is without gradients, `saving` leaves what the backward reads.  A target for which a",
+        "compiler's word led to other kernels has rows of its own.", "",
         f"| loop | dtype | kernel | tile, warps | bytes | {' | '.join(targets)} |",
         f"|---|---|---|---|---|{'---|' * len(targets)}",
     ]  # fmt: skip
@@ -120,7 +141,7 @@ def markdown(found: list[dict[str, Any]], targets: list[str], option: str = "") 
         bytes_ = f"{row['ratio of pass']:.2f} ({row['ratio']:.2f}), {row['of memory']:.2f}"
         cells = [row["loop"], row["dtype"], row["kernel"], f"{row['tile']}, {row['warps']}", bytes_]
         if "same as" in row:
-            cells += [f"as {row['same as']}"] + [""] * (len(targets) - 1)
+            cells += [f"as {row['same as']}" if t in row["targets"][:1] else "" for t in targets]
         else:
             made = {b["target"]: _cell(b) for b in row["binaries"]}
             cells += [made.get(t, "") for t in targets]

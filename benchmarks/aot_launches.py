@@ -3,13 +3,16 @@
 Takes a plain loop and its arguments on the CPU; leaves every launch that its forward, its
 forward with gradients and its backward make, with the bytes each moves.  The loop goes the
 whole path of ``target="triton"``; only the launch itself is left out, so no GPU is needed
-and no entry of a tensor is computed.
+and no entry of a tensor is computed.  What a compiler says of a plan's kernels is asked as it
+is on a card, so that the plan is the one that would be used there.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -18,13 +21,21 @@ import torch
 from torch import Tensor
 
 import tenfuse.surroundings
+from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiles.kernel import TileKernel, timed
+from tenfuse.plan.tiles.plan import TilePlan
+from tenfuse.plan.tiles.settle import Verdict
 from tenfuse.plan.tiles.traffic import moved
+from tenfuse.reasons import QUARANTINED, refuse
 from tenfuse.report.report import LoopReport
 from tenfuse.runtime import canary, tiled
+from tenfuse.runtime.bind import grouped, register
+from tenfuse.runtime.sample import Likes
 from tenfuse.runtime.tiles import RESULTS, TileLauncher
 
 PASSES = ("forward", "saving", "backward")
+TRIED = 128
+"""Steps of the call for which a plan is tried."""
 CACHE = 32 << 20
 """Bytes of an operand that caches hold, as those of all cards of the table do."""
 
@@ -60,8 +71,12 @@ class Pass:
         return sum(x.fetched for x in self.launches) / max(self.least, 1)
 
 
+Asked = Callable[[Launch], float]
+"""Bytes that a thread of the launch's binary puts away; infinite where there is none."""
+
+
 def launches(
-    loop: Callable[..., Tensor], inputs: Sequence[Tensor], steps: int
+    loop: Callable[..., Tensor], inputs: Sequence[Tensor], steps: int, asked: Asked
 ) -> tuple[LoopReport, dict[str, Pass]]:
     """The loop's report, and its passes; all inputs want a gradient.
 
@@ -75,7 +90,7 @@ def launches(
         options={"strict": True, "inner": "eager", "target": "triton"},
     )  # fmt: skip
     leaves = [x.detach().requires_grad_() for x in inputs]
-    with _writing(passes, steps):
+    with _writing(passes, steps, asked):
         out = compiled(*leaves)
         torch.autograd.grad(out, leaves, torch.empty_like(out), allow_unused=True)
     report = tenfuse.reports()[-1].loops[0]
@@ -83,7 +98,7 @@ def launches(
 
 
 @contextlib.contextmanager
-def _writing(passes: dict[str, Pass], longer: int) -> Iterator[None]:
+def _writing(passes: dict[str, Pass], longer: int, asked: Asked) -> Iterator[None]:
     run_forward, run_backward = tiled.run_forward, tiled.run_backward
     current: list[Pass] = []
 
@@ -121,14 +136,38 @@ def _writing(passes: dict[str, Pass], longer: int) -> Iterator[None]:
         bytes_ = moved(self.kernel, longer), _fetched(self.kernel, tensors, longer, numbers[-2])
         current[0].launches.append(Launch(self.kernel, self.function, self.source, given, instances, *bytes_))
 
+    def trial(plan: TilePlan, given: Examples) -> Verdict:
+        current[:] = [Pass([])]
+        # A thread of its own is in none of the compiler's modes.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(_run, plan, Likes.of(given), run_forward, run_backward).result()
+            said = {x.kernel.key: pool.submit(asked, x).result() for x in current[0].launches}
+        failed = math.inf in said.values()
+        return Verdict(said, refuse(QUARANTINED, "a kernel does not compile") if failed else None)
+
     with (
         mock.patch.object(tenfuse.surroundings, "interpreting", lambda: True),
-        mock.patch.object(canary, "trial", lambda plan, given: None),  # nothing is computed to be tried
+        mock.patch.object(canary, "trial", trial),
         mock.patch.object(tiled, "run_forward", forward),
         mock.patch.object(tiled, "run_backward", backward),
         mock.patch.object(TileLauncher, "_launch", launch),
     ):
         yield
+
+
+def _run(plan: TilePlan, likes: Likes, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+    """Make the launches of one call with gradients, on tensors without values."""
+    register(plan)
+    cpu, steps = torch.device("cpu"), TRIED
+    groups = grouped(
+        carries=[x.empty(cpu, None) for x in likes.carries],
+        streams=[x.empty(cpu, steps) for x in likes.streams],
+        invariants=[x.empty(cpu, None) for x in likes.invariants],
+    )
+    key, count = plan.key(), len(likes.carries) + len(plan.base.exports)
+    found = forward(plan, key, groups, steps, plan.backward is not None)
+    if plan.backward is not None:
+        backward(plan, key, found[:count], groups, found[count:], steps)
 
 
 def _fetched(kernel: TileKernel, tensors: Sequence[Tensor], steps: int, traced: int) -> int:

@@ -22,6 +22,7 @@ from tenfuse.plan.loop import LoopPlan
 from tenfuse.plan.placement import Placement
 from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiles.plan import Stepped, TilePlan
+from tenfuse.plan.tiles.settle import Verdict
 from tenfuse.plan.tiles.stepped import candidates
 from tenfuse.reasons import NO_TILES, refuse
 from tenfuse.rewrite.assemble import Fused, assemble
@@ -57,12 +58,11 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options, build: bool) -> tuple
     return fused, known
 
 
-def _trial(build: bool, plan: TilePlan, given: Examples) -> None:
-    """Raise ``Refused`` where a kernel of ``plan`` has no text, or may not be used."""
+def _trial(build: bool, plan: TilePlan, given: Examples) -> Verdict:
+    """Whether the kernels of ``plan`` may be used; raises ``Refused`` where one has no text."""
     for role, kernel in tiled.kernels(plan).items():
         tiled.prepare(kernel, plan.key(), role)
-    if build:
-        canary.trial(plan, given)
+    return canary.trial(plan, given) if build else Verdict()
 
 
 def _choose(known: Study | None, steps: int, gradients: bool) -> Choice:

@@ -42,7 +42,10 @@ BORDERS = {
     "runtime/bind.py": {
         "tenfuse.plan.loop", "tenfuse.plan.tensors", "tenfuse.plan.tiles.plan", "tenfuse.step.reader",
     },
-    "runtime/canary.py": {"tenfuse.plan.canonical", "tenfuse.plan.tensors", "tenfuse.plan.tiles.plan"},
+    "runtime/canary.py": {
+        "tenfuse.plan.canonical", "tenfuse.plan.tensors", "tenfuse.plan.tiles.plan",
+        "tenfuse.plan.tiles.settle",
+    },
     "runtime/forward.py": {"tenfuse.plan.loop"},
     "runtime/compile.py": {"tenfuse.emit.cpp.isa"},
     "runtime/launch.py": {"tenfuse.emit.cpp", "tenfuse.emit.cpp.source"},
@@ -61,7 +64,7 @@ BORDERS = {
     "rewrite/evaluate.py": {"tenfuse.step.normalize"},
     "rewrite/launch.py": {
         "tenfuse.plan.choose", "tenfuse.plan.loop", "tenfuse.plan.tensors", "tenfuse.plan.tiles.plan",
-        "tenfuse.runtime.op", "tenfuse.step.reader",
+        "tenfuse.plan.tiles.settle", "tenfuse.runtime.op", "tenfuse.step.reader",
     },
     "rewrite/wants.py": {"tenfuse.step.normalize"},
     "rewrite/chunked.py": {
@@ -77,8 +80,8 @@ BORDERS = {
 EDITS = {"erase_node", "replace_all_uses_with", "replace_input_with", "inserting_before", "inserting_after"}
 OWN_GRAPH = {
     "step/normalize.py", "step/choice.py", "step/picks.py", "step/purify.py", "step/triangle.py",
-    "capture/complete.py", "capture/functional.py", "capture/growing.py", "capture/likened.py",
-    "capture/record.py",
+    "capture/complete.py", "capture/detached.py", "capture/functional.py", "capture/growing.py",
+    "capture/likened.py", "capture/record.py",
 }  # fmt: skip
 """Edit graphs they have made themselves a moment before: nobody else holds those."""
 

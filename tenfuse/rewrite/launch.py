@@ -9,6 +9,7 @@ Refuses what every candidate for kernels on tiles is refused for, for the last o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from tenfuse.plan.choose import Choice
 from tenfuse.plan.loop import LoopPlan, Wanted, plan
 from tenfuse.plan.tensors import Examples
-from tenfuse.plan.tiles.plan import Stepped, TilePlan, faster_first, tile_plan
+from tenfuse.plan.tiles.plan import Stepped, TilePlan, tile_plan
+from tenfuse.plan.tiles.settle import Replan, Verdict, faster_first, settled
 from tenfuse.reasons import DEVICE, Refused, refuse
 from tenfuse.rewrite.chunked import Chunked, whole_pieces
 from tenfuse.runtime.op import register
@@ -32,14 +34,14 @@ Tiles = Callable[[Any, bool], Iterator[tuple[Choice, Stepped, str]]]
 """The same for kernels on tiles: candidates, best first, and what their matrix products multiply.
 The number of steps may be symbolic."""
 
-Trial = Callable[[TilePlan, Examples], None]
-"""Raises ``Refused`` for a plan whose kernels may not be used where these tensors are."""
+Trial = Callable[[TilePlan, Examples], Verdict]
+"""Whether a plan's kernels may be used where these tensors are, and what compilers said of them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Planning:
     """``choose`` picks the algorithm or, on a card, ``tiles`` those of kernels on tiles, of which the
-    first that passes its ``trial`` is taken.  ``chunk`` is the user's choice of a chunk."""
+    first that has a plan which passes its ``trial`` is taken.  ``chunk`` is the user's choice of a chunk."""
 
     choose: Chooser
     trial: Trial
@@ -107,26 +109,27 @@ class _Call:
     def on_tiles(self, candidates: Iterator[tuple[Choice, Stepped, str]], trial: Trial) -> Launched:
         """The first of the ``candidates`` that has kernels and passes its trial, faster chunks first."""
         refused = list[Refused]()
-        for choice, made in faster_first(self._planned(candidates, refused)):
+        for (choice, again), made in faster_first(self._planned(candidates, refused)):
             try:
-                trial(made, self.given)
+                used = settled(made, again, lambda plan: trial(plan, self.given))
             except Refused as found:
                 refused.append(found)
                 continue
-            return self._op(made, choice)
+            return self._op(used, choice)
         raise refused[-1]
 
     def _planned(
         self, candidates: Iterator[tuple[Choice, Stepped, str]], refused: list[Refused]
-    ) -> Iterator[tuple[Choice, TilePlan]]:
+    ) -> Iterator[tuple[tuple[Choice, Replan], TilePlan]]:
         base = self._base(None)
         for choice, stepped, dots in candidates:
+            again = functools.partial(tile_plan, base, stepped, dots)
             try:
-                made = tile_plan(base, stepped, dots)
+                made = again()
             except Refused as found:
                 refused.append(found)
                 continue
-            yield choice, made
+            yield (choice, again), made
 
     def _base(self, chunk: int | None) -> LoopPlan:
         step = self.step

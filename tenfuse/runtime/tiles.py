@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import tempfile
 import threading
@@ -59,6 +60,8 @@ class TileLauncher:
         self._dynamic = kernel.axes()
         # Another kernel may compute the same values, to be compared with these.
         self._fuses = not compares(program)
+        self.spilled: float | None = None
+        """Bytes that a thread of the last binary puts away; infinite without one, None if unknown."""
         self._settings: dict[tuple[torch.device, tuple[int, int]], Setting] = {}
 
     def __call__(
@@ -87,9 +90,14 @@ class TileLauncher:
 
         def launch(setting: Setting) -> None:
             warps, stages = setting
-            function[(instances,)](
-                *tensors, *numbers, num_warps=warps, num_stages=stages, enable_fp_fusion=self._fuses
-            )
+            try:
+                made = function[(instances,)](
+                    *tensors, *numbers, num_warps=warps, num_stages=stages, enable_fp_fusion=self._fuses
+                )
+            except Exception:
+                self.spilled = math.inf
+                raise
+            self.spilled = 4.0 * made.n_spills if made is not None else None
 
         # The dispatcher sets no device, and Triton starts kernels on the current one.
         with torch.cuda.device_of(tensors[0]):

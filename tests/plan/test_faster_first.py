@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from tenfuse.plan.tiles import plan as tiled
-from tenfuse.plan.tiles.plan import faster_first
+from tenfuse.plan.tiles import settle
+from tenfuse.plan.tiles.settle import faster_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Plan:
 
 
 def order(plans, monkeypatch):
-    monkeypatch.setattr(tiled, "_step", lambda plan: plan.time)
-    monkeypatch.setattr(tiled, "_overflow", lambda plan: plan.spilled)
+    monkeypatch.setattr(settle, "_step", lambda plan: plan.time)
+    monkeypatch.setattr(settle, "_overflow", lambda plan: plan.spilled)
     return [told for told, _ in faster_first((str(p.length), p) for p in plans)]
 
 

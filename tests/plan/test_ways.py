@@ -51,7 +51,7 @@ def test_what_a_card_cannot_hold_is_passed_over():
         taken(program, dict.fromkeys([(0, 0), (0, 1), (1, 0), (1, 1)]))
 
 
-def passed_on(kernel):
+def passed_on(kernel, said):
     """One, and what it reads that an earlier pass has left: fewest where an inverse is."""
     return 1.0 + sum(o.role == "cross" for o in kernel.operands)
 

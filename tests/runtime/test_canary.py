@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from tenfuse.report.registry import recording
 from tenfuse.runtime import bind, canary, tiled, tiles
+from tenfuse.runtime.op import kernel_name
 
 OPTIONS = {"strict": True, "inner": "eager", "target": "triton"}
 
@@ -97,10 +98,9 @@ def test_trying_leaves_no_trace(tried):
     assert set((bind.launches - before).values()) == {1} and tried
 
 
-@pytest.mark.parametrize("new", ["range(0, count - 1", "range(0, count, unknown"])
-def test_the_next_plan_is_taken(new, monkeypatch, tried, logged):
-    """A kernel that is wrong, and one that does not compile."""
-    chunks_wrong(monkeypatch, new=new)
+def test_the_next_plan_is_taken(monkeypatch, tried, logged):
+    """Behind one whose kernel is wrong."""
+    chunks_wrong(monkeypatch)
     found, (loop,) = ran()
     torch.testing.assert_close(found, linear_attention(*inputs()))
     assert (loop.status, loop.algorithm) == ("fused", "sequential")
@@ -108,6 +108,40 @@ def test_the_next_plan_is_taken(new, monkeypatch, tried, logged):
     assert len(logged) == 1 and "quarantined" in logged[0] and "\n" not in logged[0]
     ran()
     assert tried == [16, 1]
+
+
+def test_smaller_tiles_are_tried_where_a_kernel_does_not_compile(monkeypatch, tried, logged):
+    """As long as they differ; then the next plan."""
+    chunks_wrong(monkeypatch, new="range(0, count, unknown")
+    found, (loop,) = ran()
+    torch.testing.assert_close(found, linear_attention(*inputs()))
+    assert (loop.status, loop.algorithm) == ("fused", "sequential")
+    count = len(tried)
+    assert 2 < count < 6 and tried == [16] * (count - 1) + [1]
+    assert len(logged) == count - 1 and all("quarantined" in line for line in logged)
+    ran()
+    assert len(tried) == count
+
+
+def test_what_a_binary_puts_away_is_known_in_the_next_process(monkeypatch):
+    """The plan of which less is put away is used, and found again without a trial."""
+    real, put = tiles.TileLauncher._launch, {}
+
+    def launch(self, *args):
+        real(self, *args)
+        if self.kernel.length > 1:
+            # Whatever is tried first does not fit, and all else does.
+            self.spilled = put.setdefault(self.kernel.key, 0.0 if put else 4000.0)
+
+    monkeypatch.setattr(tiles.TileLauncher, "_launch", launch)
+    _, (loop,) = ran()
+    monkeypatch.setattr(canary, "_known", {})
+    monkeypatch.setattr(canary, "_tried", lambda *a: 1 / 0)
+    _, (again,) = ran()
+    assert len(put) > 2 and loop.kernels == again.kernels
+    names = [name for name, _, _ in loop.kernels]
+    kernels = [x.kernel for (key, role, _), x in tiled._prepared.items() if kernel_name(key, role) in names]
+    assert len(kernels) == len(names) and all(put[k.key] == 0.0 for k in kernels)
 
 
 def test_a_loop_without_a_sound_kernel_is_kept(monkeypatch, tried):

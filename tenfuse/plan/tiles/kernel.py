@@ -13,7 +13,10 @@ what a stream holds behind the end is then the last entry again, or zero (``zero
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 
+from tenfuse.plan.canonical import canonical
 from tenfuse.plan.kernel import Operand
 from tenfuse.step.program import AxisName, Ref, StepProgram
 
@@ -73,6 +76,11 @@ class TileKernel:
     """What products of matrices multiply: "ieee" or "tf32", or operands rounded to "bf16" or "f16"."""
     slices: tuple[Slice, ...] = ()
     """Sums with matrices that are read again at every step."""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A name for the kernel: equal kernels have equal names."""
+        return hashlib.sha256(canonical(self).encode()).hexdigest()
 
     def axes(self) -> tuple[AxisName, ...]:
         """Dynamic axes in the order their sizes are passed at launch."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from tenfuse.plan.canonical import canonical
 from tenfuse.plan.kernel import Operand
@@ -24,14 +23,13 @@ from tenfuse.plan.tiles.partial import partial, shareable
 from tenfuse.plan.tiles.passes import Part, passes, whole
 from tenfuse.plan.tiles.slices import slices
 from tenfuse.plan.tiles.tiling import tiling
-from tenfuse.plan.tiles.traffic import nanoseconds, spilled
+from tenfuse.plan.tiles.traffic import LITTLE, NOTHING, Spills, nanoseconds, spilled
 from tenfuse.plan.tiles.ways import Way, cheapest
 from tenfuse.step.adjoint import Adjoint, adjoint
 from tenfuse.step.program import AxisName, StepProgram
 
-Told = TypeVar("Told")
-_SHORTEST, _GAIN = 16, 0.9
-"""Steps of a chunk that none shorter is tried beside, and how much less time than a longer one it takes."""
+_SMALLER = 3
+"""How many times at most tiles are made smaller that a compiler is known not to keep in registers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +85,17 @@ class TilePlan:
         return hashlib.sha256(f"{FORMAT}:tiles:{canonical(self)}".encode()).hexdigest()[:32]
 
 
-def tile_plan(base: LoopPlan, stepped: Stepped, dots: str) -> TilePlan:
-    """The kernels of ``base``'s loop on tiles; raises ``Refused`` where there are none."""
-    return _Planner(base, stepped, dots).plan()
+def tile_plan(base: LoopPlan, stepped: Stepped, dots: str, said: Spills = NOTHING) -> TilePlan:
+    """The kernels of ``base``'s loop on tiles; raises ``Refused`` where there are none.
+
+    ``said`` is what compilers found of kernels of earlier plans.
+    """
+    return _Planner(base, stepped, dots, said).plan()
 
 
 class _Planner:
-    def __init__(self, base: LoopPlan, stepped: Stepped, dots: str) -> None:
-        self.base, self.stepped, self.dots = base, stepped, dots
+    def __init__(self, base: LoopPlan, stepped: Stepped, dots: str, said: Spills) -> None:
+        self.base, self.stepped, self.dots, self.said = base, stepped, dots, said
         self.program, self.rows = stepped.program, stepped.rows
         self.known = {(o.role, o.index): o for o in base.forward.operands}
         self.compute, self.reverse = base.forward.compute, base.forward.reverse
@@ -133,7 +134,7 @@ class _Planner:
 
         if not self.stepped.apart or self.stepped.sums:
             return Way(program), make(Way(program))
-        return cheapest(program, make, _time)
+        return cheapest(program, make, self._time)
 
     def _passes(self, way: Way, held: str, kept: tuple[int, ...], back: Adjoint | None) -> tuple[Pass, ...]:
         if not self.stepped.apart:
@@ -149,11 +150,11 @@ class _Planner:
 
     def _least(self, part: Part, back: Adjoint | None) -> tuple[Pass, ...]:
         alone = (self._pass(part, back),)
-        if not part.parallel or not spilled(alone[0].kernel):
+        if not part.parallel or not spilled(alone[0].kernel, self.said):
             return alone
-        best, time = tuple[Part, ...]((part,)), _time(alone)
+        best, time = tuple[Part, ...]((part,)), self._time(alone)
         for two in divided(part, self.free):
-            other = _time([self._pass(one, back) for one in two])
+            other = self._time([self._pass(one, back) for one in two])
             best, time = (two, other) if other < time else (best, time)
         if len(best) == 1:
             return alone
@@ -161,11 +162,22 @@ class _Planner:
         return tuple(p for one in best for p in self._least(one, back))
 
     def _pass(self, part: Part, back: Adjoint | None) -> Pass:
-        operands = self._operands(part, back)
-        lies = tiling(
-            part.program, operands, self.rows, shareable(part.program), not part.parallel, self.dots
-        )
-        found = partial(part.program, set(lies.split) - part.program.parallel_axes())
+        """On the tiles that are estimated to fit, or on smaller ones where a compiler has denied that."""
+        found = [self._tiled(part, back, 0)]
+        for smaller in range(1, _SMALLER + 1):
+            if not self.said or self.said.get(found[-1].kernel.key, 0.0) <= LITTLE:
+                break
+            found.append(self._tiled(part, back, smaller))
+        return min(found, key=lambda p: self._time([p]))
+
+    def _time(self, passes: Sequence[Pass]) -> float:
+        return _time(passes, self.said)
+
+    def _tiled(self, part: Part, back: Adjoint | None, smaller: int) -> Pass:
+        program, operands = part.program, self._operands(part, back)
+        shared, alone = shareable(program), not part.parallel
+        lies = tiling(program, operands, self.rows, shared, alone, self.dots, smaller)
+        found = partial(program, set(lies.split) - program.parallel_axes())
         operands = tuple(
             dataclasses.replace(o, axes=(*found.outs[o.index], *o.axes)) if o.role == "out" else o
             for o in operands
@@ -235,46 +247,8 @@ class _Planner:
         return Operand(role, index, dtype, axes, axes[-1] if axes else None)
 
 
-def faster_first(plans: Iterator[tuple[Told, TilePlan]]) -> Iterator[tuple[Told, TilePlan]]:
-    """The plans of one loop, the first two in the order of what a step takes where both run chunks.
-
-    A shorter chunk leaves more states to be written; a longer one may hold more than an instance can,
-    and then takes more passes or smaller blocks, which read again what others have read.
-    """
-    first = next(plans, None)
-    if first is None:
-        return
-    second = next(plans, None) if first[1].length > _SHORTEST else None
-    if second is not None and second[1].length > 1 and _better(second[1], first[1]):
-        first, second = second, first
-    yield first
-    if second is not None:
-        yield second
-    yield from plans
+def _time(passes: Sequence[Pass], said: Spills = NOTHING) -> float:
+    return sum(nanoseconds(p.kernel, said) for p in passes)
 
 
-def _better(short: TilePlan, long: TilePlan) -> bool:
-    """Whether steps take clearly less time, and none of it is hoped of registers that do not suffice:
-    what is counted of those falls short where they are far too few."""
-    return _step(short) < _GAIN * _step(long) and _overflow(short) <= _overflow(long)
-
-
-def _step(plan: TilePlan) -> float:
-    """Nanoseconds of a step, with gradients where there are any."""
-    return _time(_all(plan)) / plan.length
-
-
-def _overflow(plan: TilePlan) -> float:
-    """Bytes a step that registers do not hold."""
-    return sum(spilled(p.kernel) for p in _all(plan)) / plan.length
-
-
-def _all(plan: TilePlan) -> tuple[Pass, ...]:
-    return plan.saving + (plan.backward.passes if plan.backward is not None else ())
-
-
-def _time(passes: Sequence[Pass]) -> float:
-    return sum(nanoseconds(p.kernel) for p in passes)
-
-
-__all__ = ["Pass", "Stepped", "TileBackward", "TilePlan", "faster_first", "tile_plan"]
+__all__ = ["Pass", "Stepped", "TileBackward", "TilePlan", "tile_plan"]

@@ -48,9 +48,11 @@ def tiling(
     shared: frozenset[AxisName] = frozenset(),
     alone: bool = True,
     dots: str = "ieee",
+    smaller: int = 0,
 ) -> Tiling:
     """``alone`` says that instances run over time: there are then no others for later times.
 
+    A thread is to hold half as much as it is estimated to have room for, ``smaller`` times over.
     Of the ``shared`` axes, which only outputs sum over, one may be cut; the others are whole.
     """
     one_step = not rows
@@ -73,11 +75,14 @@ def tiling(
     found.fit()
     if alone:
         found.spread(math.prod(program.sizes[a] for a in free if a not in cut and a in parallel))
+    warps = _warps(program, extent | found.blocks, dots)
+    for _ in range(smaller):
+        warps = found.smaller(warps)
     blocks = {a: n for a, n in found.blocks.items() if n > 1 or a not in parallel}
     extent |= blocks
     cut = tuple(a for a in blocks if a in parallel or a in program.dynamic or blocks[a] < program.sizes[a])
     grid = tuple(a for a in free if a not in extent and a in parallel)
-    return Tiling(tuple(extent.items()), cut, grid, _warps(program, extent, dots))
+    return Tiling(tuple(extent.items()), cut, grid, warps)
 
 
 def _held(
@@ -137,6 +142,13 @@ class _Blocks:
             if self.blocks[largest] <= LEAST:
                 break
             self.blocks[largest] //= 2
+
+    def smaller(self, warps: int) -> int:
+        """Give a thread half as much to hold: more of them, or else a shorter block; the warps then."""
+        if warps < _MOST_WARPS:
+            return 2 * warps
+        self._shorten(iter((True, False)).__next__, self.least)
+        return warps
 
     def _tiles(self) -> dict[AxisName, int]:
         return {**self.extent, **self.blocks}

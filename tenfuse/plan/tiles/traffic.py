@@ -10,6 +10,7 @@ that are only known at launch are those of the example.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tiles.kernel import TileKernel, timed
@@ -28,6 +29,11 @@ _BESIDE = 4
 """Instances whose waits a core fills with one another's work."""
 _BACK = 3
 """How often what registers do not hold is moved: put away, taken up, and waited for."""
+Spills = Mapping[str, float]
+"""Bytes that a thread of a kernel puts away, by the kernel's key; infinite where there is no binary."""
+NOTHING: Spills = {}
+LITTLE = 16
+"""Bytes of a thread that are put away at no cost to speak of."""
 BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "bool": 1}
 
 
@@ -70,12 +76,12 @@ def instances(kernel: TileKernel) -> int:
     return blocks * math.prod(sizes[a] for a in kernel.tiling.grid)
 
 
-def nanoseconds(kernel: TileKernel) -> float:
+def nanoseconds(kernel: TileKernel, said: Spills = NOTHING) -> float:
     """Of one iteration of all instances, in the middle of a long sequence."""
-    many, far = instances(kernel), 64
+    many, far = max(instances(kernel), 1), 64
     bytes_ = (moved(kernel, 2 * far * kernel.length) - moved(kernel, far * kernel.length)) / far
     products, waits = _work(kernel)
-    products += spilled(kernel) * CORES / _BANDWIDTH
+    products += spilled(kernel, said) * CORES / _BANDWIDTH
     together = bytes_ / _BANDWIDTH + many * products / CORES
     if kernel.parallel:
         return together + many * waits / (CORES * _BESIDE)
@@ -97,11 +103,14 @@ def _work(kernel: TileKernel) -> tuple[float, float]:
     return 2 * entries / _RATE[kernel.dots], _LATENCY + len(solved) * _SOLVED
 
 
-def spilled(kernel: TileKernel) -> int:
-    """Bytes that an instance puts away and takes up again since its registers do not hold them."""
-    warps = kernel.tiling.warps
-    held = peak(kernel.program, dict(kernel.tiling.blocks), warps, kernel.dots)
-    return int(_BACK * 4 * 32 * warps * max(held - room(kernel.dots), 0))
+def spilled(kernel: TileKernel, said: Spills = NOTHING) -> float:
+    """Bytes that an instance puts away and takes up again since its registers do not hold them: as
+    its compiler said, or else estimated."""
+    threads = 32 * kernel.tiling.warps
+    if said and kernel.key in said:
+        return _BACK * threads * said[kernel.key]
+    held = peak(kernel.program, dict(kernel.tiling.blocks), kernel.tiling.warps, kernel.dots)
+    return _BACK * 4 * threads * max(held - room(kernel.dots), 0)
 
 
-__all__ = ["CORES", "instances", "moved", "nanoseconds", "spilled"]
+__all__ = ["CORES", "LITTLE", "NOTHING", "Spills", "instances", "moved", "nanoseconds", "spilled"]
