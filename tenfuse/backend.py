@@ -19,10 +19,11 @@ from torch._dynamo.utils import counters
 
 from tenfuse import account
 from tenfuse.capture import door
+from tenfuse.capture.ahead import fastforward
 from tenfuse.capture.functional import functionalize
 from tenfuse.capture.loop import Loop
 from tenfuse.capture.roll import Kept, find_loops
-from tenfuse.config import Options
+from tenfuse.config import OptionError, Options
 from tenfuse.fuse import fuse, kernels
 from tenfuse.reasons import INTERNAL, Refusal, Refused
 from tenfuse.report.registry import record
@@ -34,6 +35,20 @@ from tenfuse.runtime.op import launches
 
 log = logging.getLogger("tenfuse")
 door.install()
+
+
+def _ahead(backend: Any) -> bool:
+    """Whether the tracer of a compiler function may skip steps that are copies of one."""
+    if not door.is_ours(backend):
+        return False
+    given = door.options_of(backend)
+    try:
+        return (given if isinstance(given, Options) else Options.of(given)).fast_forward
+    except OptionError:  # the backend raises it, where it is seen
+        return False
+
+
+fastforward.install(_ahead)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +117,6 @@ def explain_backend(
     """
     chosen = Options.of(options)
 
-    @door.ours
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         outcome = transform(gm, chosen, build=False)
         sink.extend(outcome.loops)
@@ -110,7 +124,7 @@ def explain_backend(
             graphs.append((_text(gm), _text(outcome.graph)))
         return restore(gm).forward
 
-    return backend
+    return door.ours(backend, chosen)
 
 
 def _text(gm: fx.GraphModule) -> str:

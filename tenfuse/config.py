@@ -39,7 +39,7 @@ class Options:
     ``target``        the language of the kernels; "auto" follows the tensors' device
     ``validate``      "first-call": compare the graph before and after on real inputs, once
     ``chunk``         steps per chunk (Triton) or between saved states (C++); "auto" lets the plan decide
-    ``fast_forward``  let long loops be traced for a few steps only (no effect in this version)
+    ``fast_forward``  trace a few steps of long ``range`` loops, and copy the others where that is the same
     ``inductor``      pairs ``(name, value)`` given as ``inductor.<name>``
     """
 

@@ -35,27 +35,41 @@ from tenfuse.capture.record import GENERIC
 
 log = logging.getLogger("tenfuse")
 Backend = TypeVar("Backend", bound=Callable[..., Any])
-_MARK = "_tenfuse"
+_MARK, _OPTIONS = "_tenfuse", "_tenfuse_options"
+_LAYERS = 8
 
 
-def ours(backend: Backend) -> Backend:
-    """Mark a compiler function as tenfuse's own: graphs traced for it come through the door."""
+def ours(backend: Backend, options: Any = None) -> Backend:
+    """Mark a compiler function as tenfuse's own: graphs traced for it come through the door.
+
+    ``options`` are those it works with; without them they are what ``torch.compile`` was given.
+    """
     backend.__dict__[_MARK] = True
+    backend.__dict__[_OPTIONS] = options
     return backend
 
 
 def is_ours(backend: Any) -> bool:
     """Whether a tracer's compiler function is tenfuse, under the wrappers torch puts around it."""
-    for _ in range(8):
-        if backend is None:
-            return False
-        if getattr(backend, "__dict__", {}).get(_MARK) is True:
-            return True
-        inner = (
-            getattr(backend, name, None) for name in ("_torchdynamo_orig_backend", "compiler_fn", "func")
-        )
+    return any(getattr(layer, "__dict__", {}).get(_MARK) is True for layer in _layers(backend))
+
+
+def options_of(backend: Any) -> Any:
+    """The options given with a compiler function that is ours."""
+    layers = _layers(backend)
+    bound = (getattr(layer, "__dict__", {}).get(_OPTIONS) for layer in layers)
+    given = (getattr(layer, "kwargs", {}).get("options") for layer in layers)
+    return next((options for options in (*bound, *given) if options is not None), None)
+
+
+def _layers(backend: Any) -> list[Any]:
+    """A compiler function and what it wraps."""
+    found: list[Any] = []
+    while backend is not None and len(found) < _LAYERS:
+        found.append(backend)
+        inner = (getattr(backend, n, None) for n in ("_torchdynamo_orig_backend", "compiler_fn", "func"))
         backend = next((b for b in inner if b is not None), None)
-    return False
+    return found
 
 
 def as_operator(

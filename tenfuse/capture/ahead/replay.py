@@ -1,0 +1,101 @@
+"""The steps that one step stands for, written into the tracer's graph and variables.
+
+Takes a step that was tried; leaves the tracer as it would be if it had traced all steps of the loop but
+the last, and nothing of the step that was tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch.fx as fx
+from torch._dynamo.utils import counters, get_fake_value
+from torch._dynamo.variables import ConstantVariable, TensorVariable
+from torch._dynamo.variables.lists import ListVariable, TupleVariable
+from torch._dynamo.variables.tensor import SymNodeVariable
+
+from tenfuse.capture.ahead.copies import Copier, NotUniform, step
+from tenfuse.capture.ahead.trial import Tried
+from tenfuse.capture.ahead.watched import is_stand_in, nodes_of
+
+
+def replay(tx: Any, tried: Tried) -> None:
+    """Write the steps; the last is left to the iterator on top of the stack of ``tx``."""
+    loop, tracer = tx.stack[-1], tx.output.current_tracer
+    appended = {id(held): held.after[len(held.before) :] for held in tried.lists}
+    listed = {node for new in appended.values() for v in new for node in nodes_of(v)}
+    handed = {node for v in tried.carried.values() for node in nodes_of(v)}
+    copier = Copier(
+        step(tried.nodes, tried.number), tracer.graph,
+        lambda node: get_fake_value(node, tx, allow_non_graph_fake=False),
+    )  # fmt: skip
+    for held in tried.lists:
+        held.variable.items = list(held.original)
+    numbers = [loop.start + at * loop.step for at in range(-1, loop.len - 1)]
+    entering = dict(tried.original)
+    for number in numbers:
+        nodes = {stand_in: v.as_proxy().node for stand_in, v in entering.items()}
+        made = copier.copy(number, nodes, listed | handed if number == numbers[-1] else listed)
+        copied = _Copied(tracer, made, entering)
+        for held in tried.lists:
+            held.variable.items.extend(copied.of(v) for v in appended[id(held)])
+        entering = entering | {s: copied.of(v) for s, v in tried.carried.items()} | _from_the_end(tried)
+    _leave(tx, tried, copied)
+    loop.start, loop.len = loop.start + (loop.len - 1) * loop.step, 1
+    for node in [*reversed(tried.nodes), tried.number, *tried.original]:
+        tracer.graph.erase_node(node)
+    counters["tenfuse"]["forwarded"] += len(numbers)
+
+
+def _from_the_end(tried: Tried) -> dict[fx.Node, Any]:
+    """Stand-ins for entries of growing lists: steps read them counted from the end."""
+    return {
+        entry.as_proxy().node: held.variable.items[at - len(held.before)]
+        for held in tried.lists if held.grown > 0
+        for at, entry in enumerate(held.before) if is_stand_in(entry)
+    }  # fmt: skip
+
+
+def _leave(tx: Any, tried: Tried, copied: _Copied) -> None:
+    """The variables as the last of the copies leaves them."""
+    local = tx.symbolic_locals
+    for name in tried.names & local.keys():
+        try:
+            local[name] = copied.of(local[name])
+        except NotUniform:
+            if name in tried.live:
+                raise
+            del local[name]
+    for held in tried.lists:
+        if held.grown == 0:
+            held.variable.items = [copied.of(v) for v in held.after]
+
+
+@dataclasses.dataclass
+class _Copied:
+    """Variables of the step that was tried, as one of its copies has them."""
+
+    tracer: Any
+    made: dict[fx.Node, Any]
+    entering: dict[fx.Node, Any]
+    known: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+
+    def of(self, variable: Any) -> Any:
+        if id(variable) not in self.known:
+            self.known[id(variable)] = variable, self._of(variable)
+        return self.known[id(variable)][1]
+
+    def _of(self, variable: Any) -> Any:
+        if not any(node in self.made for node in nodes_of(variable)):
+            return variable
+        if type(variable) is TensorVariable:
+            node = variable.as_proxy().node
+            if node in self.entering:
+                return self.entering[node]
+            return variable.clone(proxy=self.tracer.proxy(self.made[node]))
+        if type(variable) is SymNodeVariable:
+            return ConstantVariable.create(self.made[variable.as_proxy().node])
+        if type(variable) in (TupleVariable, ListVariable):
+            return variable.clone(items=[self.of(entry) for entry in variable.items])
+        raise NotUniform(f"a {type(variable).__name__} holds what a step computes")

@@ -1,0 +1,138 @@
+"""Torch's tracer while it traces a step for all: what is patched, and what is compared."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import sympy
+import torch
+import torch.fx as fx
+from torch._dynamo import utils
+from torch._dynamo.side_effects import SideEffects
+from torch._dynamo.variables.base import VariableTracker
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
+
+_KNOWN = (
+    "dtype", "device", "layout", "ndim", "requires_grad", "is_quantized", "is_contiguous", "is_nested",
+    "is_sparse", "class_type", "has_grad_fn", "_size", "stride",
+)  # fmt: skip
+"""What the tracer knows of a tensor, and may decide by."""
+_SUBSCRIPTS = ("BINARY_SUBSCR", "BINARY_OP")
+
+
+@contextlib.contextmanager
+def tracing(tx: Any) -> Iterator[None]:
+    """Trace a step with a symbolic number: no graph is compiled, and what indexes with it settles nothing.
+
+    Torch settles a symbolic integer that is an index, of which only the tensor's memory depends; both ends
+    of its range are tried here in its place.
+    """
+    original = utils.run_node
+
+    def run_node(tracer: Any, node: fx.Node, args: Any, kwargs: Any, module: Any) -> Any:
+        if node.target not in (operator.getitem, operator.setitem) or len(args) < 2:
+            return original(tracer, node, args, kwargs, module)
+        tensor, index, *rest = args
+        ends = [_index(index, lambda r: r.upper), _index(index, lambda r: r.lower)]
+        if all(end is index for end in ends):
+            return original(tracer, node, args, kwargs, module)
+        for end in ends:
+            found = original(tracer, node, (tensor, end, *rest), kwargs, module)
+        return found
+
+    create = tx.output.create_proxy
+
+    def create_proxy(kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+        # for `x[t]` torch writes `select` where t is symbolic, and `getitem` where it is not
+        if target is torch.select and tx.output.current_tx.current_instruction.opname in _SUBSCRIPTS:
+            target, args = operator.getitem, (args[0], args[2])
+        return create(kind, target, args, kwargs, *more, **named)
+
+    def compile_subgraph(*args: Any, **kwargs: Any) -> Any:
+        raise NotUniform("the graph breaks")
+
+    patch = mock.patch.object
+    with (
+        patch(tx.output, "compile_subgraph", compile_subgraph),
+        patch(utils, "run_node", run_node),
+        patch(tx.output, "create_proxy", create_proxy),
+    ):
+        yield
+
+
+def _index(index: Any, end: Callable[[Any], Any]) -> Any:
+    """The index with one end of its range for each symbolic integer; itself where there is none."""
+    if isinstance(index, tuple):
+        found = tuple(_index(entry, end) for entry in index)
+        return index if all(a is b for a, b in zip(found, index, strict=True)) else found
+    if not isinstance(index, torch.SymInt):
+        return index
+    value = end(bound_sympy(index.node.expr, index.node.shape_env.var_to_range))
+    return int(value) if value.is_integer else index
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[tuple[list[Any], list[Any]]]:
+    """The variables that come into being meanwhile, and those that are changed."""
+    made: list[Any] = []
+    changed: list[Any] = []
+
+    def noting(home: type, name: str, sink: list[Any], place: int) -> Any:
+        original = getattr(home, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            sink.append(args[place])
+            return original(*args, **kwargs)
+
+        return mock.patch.object(home, name, wrapper)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(noting(VariableTracker, "__init__", made, 0))
+        for name in ("mutation", "store_attr", "store_cell", "store_global"):
+            stack.enter_context(noting(SideEffects, name, changed, 1))
+        yield made, changed
+
+
+def surroundings(tx: Any, graph: fx.Graph) -> Any:
+    """What a step may not change of the tracer, beside variables."""
+    return (
+        [id(variable) for variable in tx.stack],
+        len(tx.block_stack),
+        id(tx.output.current_tracer),
+        id(tx.output.side_effects),
+        len(tx.output.random_calls),
+        sum(node.op in ("placeholder", "get_attr") for node in graph.nodes),
+        torch.is_grad_enabled(),
+    )
+
+
+def decided(shapes: Any, symbol: sympy.Symbol, bounds: ValueRanges[Any]) -> bool:
+    """Whether anything about ``symbol`` was settled since it was made, with these ``bounds``."""
+    settled = (*(guard.expr for guard in shapes.guards), *shapes.replacements, *shapes.replacements.values())
+    return shapes.var_to_range[symbol] != bounds or any(symbol in each.free_symbols for each in settled)
+
+
+def known(variable: Any) -> list[Any]:
+    """What the tracer may decide by; symbolic sizes as expressions, since comparing those decides too."""
+    example = variable.as_proxy().node.meta[EXAMPLE]
+    return [*(_plain(getattr(variable, name, None)) for name in _KNOWN), *geometry(example)]
+
+
+def geometry(example: Any) -> tuple[Any, ...]:
+    """What an operation in place can change of a tensor, beside its values."""
+    if not isinstance(example, torch.Tensor) or example.layout is not torch.strided:
+        return ()
+    sizes = (*example.shape, *example.stride(), example.storage_offset())
+    return (*map(_plain, sizes), example.ndim, example.dtype, example.requires_grad)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_plain(v) for v in value)
+    return value.node.expr if isinstance(value, torch.SymInt) else value

@@ -1,0 +1,192 @@
+"""One step of a loop, traced once for all that follow it.
+
+The step is traced with a *symbolic* number, and with stand-ins for the tensors that steps hand on.  It
+stands for every later step if
+
+- nothing was decided by its number: the tracer left no guard on it, over the range of all its values;
+- it left the tracer as it found it, but for local variables, which hold the same kinds of tensor as
+  before (whatever the tracer knows of a tensor is equal), and lists, of which fixed ones hold the same
+  kinds of tensor and growing ones were only appended to and read from their end.
+
+Then tracing the next step would take the same course, with other tensors for the stand-ins: by
+induction, all of them.  ``NotUniform`` says that this was not so; nothing is left behind then that could
+be used, and the tracer has to start again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch.fx as fx
+from torch._dynamo.bytecode_analysis import livevars_analysis
+from torch._dynamo.source import ConstantSource
+from torch._dynamo.utils import set_example_value
+from torch._dynamo.variables import ConstantVariable, TensorVariable
+from torch._dynamo.variables.lists import ListVariable, TupleVariable
+from torch._dynamo.variables.tensor import SymNodeVariable
+from torch.fx.experimental.symbolic_shapes import DimDynamic
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
+from tenfuse.capture.ahead.tracer import decided, geometry, known, recorded, surroundings, tracing
+from tenfuse.capture.ahead.watched import Held, StandIns
+
+_names = itertools.count()
+
+
+def _number_of_step() -> int:
+    """Stands for the number of the step, in the step that is tried only."""
+    raise AssertionError("never in a finished graph")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A step that stands for those after it, and what the tracer holds at its end."""
+
+    nodes: tuple[fx.Node, ...]
+    number: fx.Node
+    original: dict[fx.Node, Any]
+    """Stand-in -> the variable it stands for."""
+    carried: dict[fx.Node, Any]
+    """Stand-in -> the variable that the step hands on in its place."""
+    lists: tuple[Held, ...]
+    names: frozenset[str]
+    """Local variables that a step sets, and of these those read after it."""
+    live: frozenset[str]
+
+
+class Trial:
+    """The step that starts at ``inst``, the ``FOR_ITER`` of a loop over a ``range``."""
+
+    def __init__(self, tx: Any, inst: Any) -> None:
+        self.tx, self.loop, self.tracer = tx, tx.stack[-1], tx.output.current_tracer
+        self.graph: fx.Graph = self.tracer.graph
+        self.head, self.end = tx.instructions.index(inst), tx.instructions.index(inst.target)
+        stores = (i.argval for i in tx.instructions[self.head : self.end] if "STORE_FAST" in i.opname)
+        self.stored = {n for names in stores for n in (names if isinstance(names, tuple) else (names,))}
+        self.live = livevars_analysis(tx.instructions, inst)
+        self.stand_ins = StandIns(self.tracer)
+        self.carried: dict[fx.Node, Any] = {}
+
+    def run(self, advance: Callable[[], None]) -> Tried:
+        """Trace the step; ``advance`` takes one from the iterator.  Raises ``NotUniform``."""
+        store = self.tx.instructions[self.head + 1]
+        if store.opname != "STORE_FAST":
+            raise NotUniform("the number of the step is no local variable")
+        before = self._stand_in()
+        number, symbol, bounds = self._number()
+        start = next(iter(reversed(self.graph.nodes)))
+        shapes = {node: geometry(node.meta.get(EXAMPLE)) for node in self.graph.nodes}
+        around = surroundings(self.tx, self.graph)
+        with recorded() as (made, changed):
+            self._trace(advance, number)
+        for held in self.stand_ins.lists:
+            held.release()
+        if around != surroundings(self.tx, self.graph):
+            raise NotUniform("a step leaves more than nodes behind it")
+        if decided(self.tx.output.shape_env, symbol, bounds):
+            raise NotUniform("something was decided by the number of the step")
+        nodes = _after(self.graph, start)
+        for read in {source for node in nodes for source in node.all_input_nodes} & shapes.keys():
+            if shapes[read] != geometry(read.meta.get(EXAMPLE)):
+                raise NotUniform(f"a step changes the shape of {read}")
+        self._compare(before, store.argval, {id(v) for v in made}, changed)
+        return Tried(
+            tuple(nodes), number.as_proxy().node, self.stand_ins.original, self.carried,
+            tuple(self.stand_ins.lists), frozenset(self.stored), frozenset(self.stored & self.live),
+        )  # fmt: skip
+
+    def _stand_in(self) -> dict[str, Any]:
+        """The local variables, with stand-ins for what a step may replace."""
+        local = self.tx.symbolic_locals
+        for name in list(local):
+            replaced = name in self.stored & self.live
+            if replaced or isinstance(local[name], (ListVariable, TupleVariable)):
+                local[name] = self.stand_ins.of(local[name], replaced)
+        return dict(local)
+
+    def _number(self) -> tuple[Any, Any, Any]:
+        """The symbolic number of the step, its symbol and bounds: any step from this to the last but one."""
+        first, last = self.loop.start, self.loop.start + (self.loop.len - 2) * self.loop.step
+        bounds: ValueRanges[Any] = ValueRanges(min(first, last), max(first, last))
+        shapes = self.tx.output.shape_env
+        source = ConstantSource(f"__number_of_step_{next(_names)}")
+        symbol = shapes.create_symbol(
+            first, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, positive=None,
+            do_not_specialize_zero_one=True,
+        )  # fmt: skip
+        shapes.var_to_range[symbol] = bounds
+        value = shapes.create_symintnode(symbol, hint=first, source=source)
+        proxy = self.tracer.create_proxy("call_function", _number_of_step, (), {})
+        set_example_value(proxy.node, value)
+        return SymNodeVariable(proxy, value), symbol, bounds
+
+    def _trace(self, advance: Callable[[], None], number: Any) -> None:
+        """Interpret until the loop comes round, with ``number`` in place of the iterator's next."""
+        tx, depth = self.tx, len(self.tx.stack)
+        advance()
+        tx.stack[-1] = number
+        with tracing(tx):
+            while tx.instruction_pointer != self.head or len(tx.stack) != depth:
+                if not tx.step() or not self.head <= tx.instruction_pointer < self.end:
+                    raise NotUniform("a step leaves the loop")
+
+    def _compare(self, before: dict[str, Any], counter: str, made: set[int], changed: list[Any]) -> None:
+        """The variables before and after; those ``made`` by the step may be changed by it."""
+        own = made | {id(held.variable) for held in self.stand_ins.lists}
+        for variable in changed:
+            if id(variable) not in own:
+                raise NotUniform(f"a step changes a {type(variable).__name__}")
+        after = self.tx.symbolic_locals
+        for name in (before.keys() | after.keys()) - {counter}:
+            old, new = before.get(name), after.get(name)
+            if old is new:
+                continue
+            if name not in self.stored:
+                raise NotUniform(f"{name} is another variable")
+            if name in self.live:
+                self._match(old, new, made)
+        for held in self.stand_ins.lists:
+            if held.grown <= 0:
+                self._match_all(held.before, held.after, made)
+            elif held.seen or any(a is not b for a, b in zip(held.before, held.after, strict=False)):
+                raise NotUniform("a growing list is not only appended to")
+
+    def _match(self, old: Any, new: Any, made: set[int]) -> None:
+        if old is new:
+            return
+        if type(old) is not type(new):
+            raise NotUniform(f"a {type(old).__name__} becomes a {type(new).__name__}")
+        if type(old) is TensorVariable:
+            node = old.as_proxy().node
+            if node not in self.stand_ins.original or known(old) != known(new):
+                raise NotUniform("a tensor becomes another kind of tensor")
+            if self.carried.setdefault(node, new) is not new:
+                raise NotUniform("one tensor becomes two")
+        elif type(old) is ConstantVariable:
+            a, b = old.as_python_constant(), new.as_python_constant()
+            if type(a) is not type(b) or a != b:
+                raise NotUniform(f"{a!r} becomes {b!r}")
+        elif type(old) in (TupleVariable, ListVariable) and id(new) in made:
+            self._match_all(old.items, new.items, made)
+        else:
+            raise NotUniform(f"one {type(old).__name__} becomes another")
+
+    def _match_all(self, old: list[Any], new: list[Any], made: set[int]) -> None:
+        if len(old) != len(new):
+            raise NotUniform(f"{len(old)} entries become {len(new)}")
+        for a, b in zip(old, new, strict=True):
+            self._match(a, b, made)
+
+
+def _after(graph: fx.Graph, start: fx.Node) -> list[fx.Node]:
+    """The nodes that follow ``start``, which the step made."""
+    found: list[fx.Node] = []
+    for node in reversed(graph.nodes):
+        if node is start:
+            return found[::-1]
+        found.append(node)
+    raise NotUniform("the graph is another")

@@ -1,0 +1,145 @@
+"""What a step may hand on: tensors, for which something stands in, and lists, which are watched.
+
+Takes variables of the tracer; leaves in their place what shows afterwards whether a step did to them
+only what every step may do: replaced a tensor, replaced entries of a list of fixed length, or appended to
+a list and read from its end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._dynamo.utils import set_example_value
+from torch._dynamo.variables import ConstantVariable, TensorVariable
+from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.lists import ListVariable, TupleVariable
+from torch._dynamo.variables.tensor import SymNodeVariable
+
+from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
+
+_HELD = 64
+"""Lists longer than this are nobody's state."""
+
+
+def _handed_on(tensor: torch.Tensor) -> torch.Tensor:
+    """Stands for what the step before left, in the step that is tried only."""
+    raise AssertionError("never in a finished graph")
+
+
+def is_stand_in(variable: Any) -> bool:
+    return type(variable) is TensorVariable and variable.as_proxy().node.target is _handed_on
+
+
+class Watched(ListVariable):  # type: ignore[misc]
+    """A list while a step is tried.
+
+    ``_seen``: someone looked at more of it than stand-ins, and entries of this step, counted from its end.
+    ``_old``: the entries it had before the step.
+    """
+
+    @property
+    def items(self) -> list[Any]:  # type: ignore[override]
+        self.__dict__["_seen"] = True
+        return self.__dict__["_items"]  # type: ignore[no-any-return]
+
+    def call_method(self, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if name == "append" and len(args) == 1 and not kwargs and self.is_mutable():
+            tx.output.side_effects.mutation(self)
+            self.__dict__["_items"].append(args[0])
+            return ConstantVariable.create(None)
+        return super().call_method(tx, name, args, kwargs)
+
+    def getitem_const(self, tx: Any, arg: Any) -> Any:
+        entries, old = self.__dict__["_items"], self.__dict__["_old"]
+        at: Any
+        at = arg.as_python_constant() if isinstance(arg, ConstantVariable) else None
+        counted = type(at) is int and -len(entries) <= at < 0
+        if counted and (len(entries) + at >= old or is_stand_in(entries[at])):
+            return entries[at]
+        return super().getitem_const(tx, arg)
+
+    def modified(self, items: list[Any], **kwargs: Any) -> Any:
+        return ListVariable(items, **kwargs)
+
+    def clone(self, **kwargs: Any) -> Any:
+        raise NotUniform("a list is copied")
+
+
+@dataclasses.dataclass
+class Held:
+    """A list of the loop's, before and after the step."""
+
+    variable: Any
+    original: list[Any]
+    before: list[Any]
+    """Its entries, with stand-ins for tensors."""
+    after: list[Any] = dataclasses.field(default_factory=list)
+    seen: bool = False
+
+    @staticmethod
+    def watch(variable: Any, entries: list[Any]) -> Held:
+        held = Held(variable, variable.__dict__.pop("items"), entries)
+        variable.__class__ = Watched
+        variable.__dict__.update(_items=list(entries), _old=len(entries), _seen=False)
+        return held
+
+    def release(self) -> None:
+        kept = self.variable.__dict__
+        self.after, self.seen = kept.pop("_items"), kept.pop("_seen")
+        del kept["_old"]
+        self.variable.__class__ = ListVariable
+        self.variable.items = self.after
+
+    @property
+    def grown(self) -> int:
+        return len(self.after) - len(self.before)
+
+
+class StandIns:
+    """Stand-ins for the tensors of variables, and watched lists; the same variable, the same stand-in."""
+
+    def __init__(self, tracer: Any) -> None:
+        self.tracer = tracer
+        self.original: dict[fx.Node, Any] = {}
+        """Stand-in -> the variable it stands for."""
+        self.lists: list[Held] = []
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def of(self, variable: Any, tensors: bool) -> Any:
+        """``variable`` with stand-ins, where ``tensors``, and with its lists watched."""
+        variable = variable.realize()
+        if id(variable) not in self._known:
+            self._known[id(variable)] = variable, self._of(variable, tensors)
+        return self._known[id(variable)][1]
+
+    def _of(self, variable: Any, tensors: bool) -> Any:
+        if type(variable) is TensorVariable and tensors:
+            proxy = self.tracer.create_proxy("call_function", _handed_on, (variable.as_proxy(),), {})
+            set_example_value(proxy.node, variable.as_proxy().node.meta[EXAMPLE])
+            self.original[proxy.node] = variable
+            return variable.clone(proxy=proxy)
+        if type(variable) is ListVariable and variable.is_mutable():
+            entries = list(variable.items)
+            if len(entries) <= _HELD:
+                entries = [self.of(entry, True) for entry in entries]
+            self.lists.append(Held.watch(variable, entries))
+        elif type(variable) is TupleVariable:
+            items = [self.of(entry, tensors) for entry in variable.items]
+            if any(a is not b for a, b in zip(items, variable.items, strict=True)):
+                return variable.clone(items=items)
+        return variable
+
+
+def nodes_of(variable: Any) -> list[fx.Node]:
+    """The nodes of all tensors and symbolic numbers in a variable."""
+    found: list[fx.Node] = []
+
+    def note(each: Any) -> None:
+        if isinstance(each, (TensorVariable, SymNodeVariable)):
+            found.append(each.as_proxy().node)
+
+    VariableTracker.visit(note, variable)
+    return found

@@ -1,0 +1,468 @@
+"""Steps that are copied: the graph is the one that tracing every step makes."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.fx as fx
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensor
+
+from tenfuse import config
+from tenfuse.backend import explain_backend
+from tenfuse.capture import door
+from tenfuse.capture.ahead import fastforward
+
+T = 40
+
+
+def traced(function, inputs, ahead, dynamic=False):
+    """The graphs of ``function``, as lists of plain values, and how many steps were copied."""
+    torch._dynamo.reset()
+    fastforward._refused.clear()
+    counters["tenfuse"].clear()
+    graphs = []
+
+    def backend(gm, example_inputs):
+        graphs.append(plainly(gm.graph))
+        return gm.forward
+
+    marked = door.ours(backend, config.Options(fast_forward=ahead))
+    result = torch.compile(function, backend=marked, dynamic=dynamic)(*inputs)
+    return graphs, counters["tenfuse"]["forwarded"], result
+
+
+def plainly(graph):
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    memory = {}
+    return [
+        (node.op, str(node.target) if node.op != "placeholder" else "",
+         fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{place[n]}"),
+         shown(node.meta.get("example_value"), memory))
+        for node in graph.nodes
+    ]  # fmt: skip
+
+
+def shown(value, memory):
+    if isinstance(value, (tuple, list)):
+        return [shown(v, memory) for v in value]
+    if not isinstance(value, FakeTensor):
+        return str(value)
+    held = memory.setdefault(value.untyped_storage()._cdata, len(memory))
+    sizes = str((tuple(value.shape), value.stride(), value.storage_offset()))
+    return (sizes, value.dtype, value.device, value.requires_grad, held)
+
+
+def same(function, *inputs, copied=None, dynamic=False):
+    """Both ways of tracing make the same graphs and results; ``copied`` steps in one of them."""
+    slow, none, wanted = traced(function, inputs, False, dynamic)
+    fast, some, found = traced(function, inputs, True, dynamic)
+    assert none == 0
+    assert fast == slow
+    torch.testing.assert_close(found, wanted)
+    assert some == (T - 3 if copied is None else copied), "steps were copied"
+
+
+def x(*sizes):
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+
+
+def test_states_and_outputs():
+    def model(xs, a, h):
+        out = []
+        for t in range(xs.shape[1]):
+            h = a * h + xs[:, t]
+            out.append(h.tanh())
+        return torch.stack(out, 1), h
+
+    same(model, x(2, T, 3), x(3), x(2, 3))
+    same(model, x(2, T, 3).requires_grad_(), x(3), x(2, 3))
+
+
+INDICES = {
+    "last but t": lambda xs, t: xs[:, T - 1 - t],
+    "slice": lambda xs, t: xs[:, t : t + 1].squeeze(1),
+    "select": lambda xs, t: xs.select(1, t),
+    "narrow": lambda xs, t: xs.narrow(1, t, 1)[:, 0],
+    "before": lambda xs, t: xs[:, t - 1],
+    "negative": lambda xs, t: xs[:, -1 - t],
+    "twice": lambda xs, t: xs[:, t] + xs[:, t // 2],
+    "number": lambda xs, t: xs[:, t] * t + 1 / (t + 1),
+    "power": lambda xs, t: xs[:, t] * 0.5**t,
+    "modulo": lambda xs, t: xs[:, t] * (t % 3),
+    "chunk": lambda xs, t: xs.repeat(1, 2, 1)[:, 2 * t : 2 * t + 2].sum(1),
+}
+
+
+@pytest.mark.parametrize("spelling", INDICES)
+def test_indices(spelling):
+    def model(xs, h):
+        out = []
+        for t in range(T):
+            h = torch.tanh(h + INDICES[spelling](xs, t))
+            out.append(h)
+        return torch.stack(out, 1)
+
+    same(model, x(2, T, 3), x(2, 3))
+
+
+def test_backwards_and_strides():
+    def model(xs, h):
+        out = []
+        for t in range(T - 1, -1, -1):
+            h = 0.5 * h + xs[t]
+            out.insert(0, h) if t < 0 else out.append(h)
+        for t in range(1, T, 2):
+            h = h + xs[t]
+        return torch.stack(out), h
+
+    same(model, x(T, 3), x(3), copied=T - 3 + T // 2 - 3)
+
+
+def test_buffers_and_writes():
+    def model(xs, h):
+        out = torch.zeros(2, T, 3)
+        for t in range(T):
+            h = h.clone()
+            h.mul_(0.5).add_(xs[:, t])
+            out[:, t] = h
+        return out, h
+
+    same(model, x(2, T, 3), x(2, 3))
+    same(model, x(2, T, 3).requires_grad_(), x(2, 3))
+
+
+def test_the_state_in_the_list_and_in_the_buffer():
+    def model(xs):
+        out, table = [xs[0]], torch.zeros(T, 3)
+        for t in range(1, T):
+            out.append(0.5 * out[-1] + xs[t])
+            table[t] = table[t - 1] * 0.5 + out[-2]
+        return torch.stack(out), table
+
+    same(model, x(T, 3), copied=T - 4)
+
+
+def test_tuples_and_lists_of_states():
+    def model(xs, h, c):
+        state, layers, fresh, out = (h, c), [h, c], [c, h], []
+        for t in range(T):
+            a, b = state
+            state = (a + b * xs[t], a - b)
+            for i in range(2):
+                layers[i] = torch.tanh(layers[i] + state[i])
+            fresh = [v * 0.5 for v in fresh]
+            out.append((layers[1], state[0]))
+        return torch.stack([a + b for a, b in out]), state, fresh[0]
+
+    same(model, x(T, 3), x(3), x(3))
+
+
+def test_previous_and_first():
+    def model(xs, h):
+        previous, first, out = h, None, []
+        for t in range(T):
+            if first is None:
+                first = h
+            previous, h = h, 0.5 * h + previous * xs[t] + first
+            out.append(h)
+        return torch.stack(out), previous
+
+    same(model, x(T, 3), x(3))
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(3, 3)
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+
+    def step(self, v, h):
+        for layer in self.layers:
+            v = layer(v)
+        return self.cell(v, h)
+
+    def forward(self, xs, h):
+        out = []
+        for t in range(xs.shape[1]):
+            h = self.step(xs[:, t], h)
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_modules():
+    same(Cell(), x(2, T, 3), x(2, 3))
+
+
+def test_dynamic_batch():
+    def model(xs, h):
+        out = []
+        for t in range(T):
+            h = 0.5 * h + xs[:, t].reshape(xs.shape[0], -1)
+            out.append(h)
+        return torch.stack(out, 1)
+
+    xs, h = x(5, T, 3), x(5, 3)
+    torch._dynamo.mark_dynamic(xs, 0)
+    torch._dynamo.mark_dynamic(h, 0)
+    same(model, xs, h)
+
+
+def test_what_is_left_of_the_step():
+    def model(xs, h):
+        for t in range(T):
+            late = xs[t] * 2
+            h = h + late
+        return h * t + late
+
+    same(model, x(T, 3), x(3))
+
+
+def test_a_helper_with_the_loop():
+    def run(xs, h, out):
+        for t in range(T):
+            h = h + xs[t]
+            out.append(h)
+        return h
+
+    def model(xs, h):
+        out = []
+        h = run(xs, h, out)
+        return torch.stack(out), run(xs, h * 2, out), torch.stack(out)
+
+    same(model, x(T, 3), x(3), copied=2 * (T - 3))
+
+
+@dataclasses.dataclass
+class Memory:
+    value: torch.Tensor
+
+
+def odd_steps(xs, h):
+    for t in range(T):
+        h = h + xs[t]
+        if t % 8 == 7:
+            h = h.detach()
+    return h
+
+
+def a_special_step(xs, h):
+    for t in range(T):
+        h = h * 2 if t == 30 else h + xs[t]
+    return h
+
+
+def by_length(xs, h):
+    out = []
+    for t in range(T):
+        h = h + xs[t]
+        out.append(h)
+        if len(out) == 20:
+            h = h * 2
+    return torch.stack(out)
+
+
+def by_counter(xs, h):
+    n = 0
+    for t in range(T):
+        n = n + 1
+        h = h * 2 if n == 25 else h + xs[t]
+    return h
+
+
+def by_iterator(xs, h):
+    rows = iter(xs.unbind(0))
+    for _ in range(T):
+        h = h + next(rows)
+    return h
+
+
+def by_table(xs, h):
+    table = [1.0] * 20 + [2.0] * (T - 20)
+    for t in range(T):
+        h = h * table[t] + xs[t]
+    return h
+
+
+def by_object(xs, h):
+    memory = Memory(h)
+    for t in range(T):
+        memory.value = memory.value + xs[t]
+    return memory.value
+
+
+def by_window(xs, h):
+    window = [h, h]
+    for t in range(T):
+        window.append(window[0] + xs[t])
+        window.pop(0)
+    return window[1]
+
+
+def by_growth(xs, h):
+    for t in range(T):
+        h = torch.cat([h, xs[t]])
+    return h
+
+
+def by_shape(xs, h):
+    for t in range(T):
+        h = h + xs[: t + 1].sum(0)
+    return h
+
+
+def by_first_entry(xs, h):
+    out = [h]
+    for t in range(T):
+        out.append(out[0] + out[len(out) // 2] + xs[t])
+    return torch.stack(out)
+
+
+def by_type(xs, h):
+    for t in range(T):
+        h = (h + xs[t]).double() if t > 29 else h + xs[t]
+    return h
+
+
+def by_attribute(xs, h):
+    xs.seen = 0
+    for t in range(T):
+        xs.seen = xs.seen + 1
+        h = h + xs[t] * xs.seen
+    return h
+
+
+def by_closure(xs, h):
+    n = 0
+
+    def count():
+        nonlocal n
+        n += 1
+        return n
+
+    for t in range(T):
+        h = h + xs[t] * count()
+    return h
+
+
+def by_dictionary(xs, h):
+    seen = {}
+    for t in range(T):
+        seen[t] = h
+        h = h + xs[t] + len(seen)
+    return h
+
+
+def by_a_list_changed_and_replaced(xs, h):
+    layers = [h, h]
+    for t in range(T):
+        layers[0] = layers[0] + xs[t]
+        layers = [v * 0.5 for v in layers]
+    return layers[0]
+
+
+def by_the_end_of_a_long_list(xs, h):
+    out = []
+    for v in xs.repeat(3, 1).unbind(0):
+        out.append(v)
+    for t in range(T):
+        out.append(out[-1] + xs[t] + h)
+    return torch.stack(out)
+
+
+def by_a_shape_turned_in_place(xs, h):
+    table = xs.repeat(1, 2).clone()
+    for t in range(T):
+        table.t_()
+        h = h + xs[t] * table[0, 0]
+    return h, table
+
+
+def by_break(xs, h):
+    for t in range(T):
+        if t == 33:
+            break
+        h = h + xs[t]
+    return h
+
+
+@pytest.mark.parametrize(
+    "model", [f for n, f in sorted(globals().items()) if n.startswith("by_")] + [odd_steps, a_special_step]
+)
+def test_steps_that_are_no_copies(model):
+    copied = {by_window: T - 3}.get(model, 0)
+    same(model, x(T, 3), x(3), copied=copied)
+
+
+def test_a_last_step_that_differs():
+    def model(xs, h):
+        for t in range(T):
+            h = h + xs[t] + (xs[t + 1] if t + 1 < T else 0)
+        return h
+
+    same(model, x(T, 3), x(3))
+
+
+def test_gradients_are_cut_in_some_steps_only():
+    def model(xs, h, keep: bool):
+        for t in range(T):
+            with torch.set_grad_enabled(keep):
+                h = h + xs[t]
+            h = torch.tanh(h)
+        return h
+
+    same(model, x(T, 3).requires_grad_(), x(3), False)
+    same(model, x(T, 3).requires_grad_(), x(3), True)
+
+
+def test_graph_breaks():
+    def model(xs, h):
+        for t in range(T):
+            h = h + xs[t]
+            torch._dynamo.graph_break()
+        return h
+
+    same(model, x(T, 3), x(3), copied=0)
+
+
+def test_dropout_draws_as_often():
+    def model(xs, h):
+        for t in range(T):
+            h = nn.functional.dropout(h + xs[t], 0.5)
+        return h
+
+    torch.manual_seed(0)
+    slow, _, _ = traced(model, (x(T, 3), x(3)), False)
+    fast, copied, _ = traced(model, (x(T, 3), x(3)), True)
+    assert fast == slow
+    assert copied == T - 3
+
+
+def test_other_backends_are_left_alone():
+    torch._dynamo.reset()
+    counters["tenfuse"].clear()
+
+    def model(xs, h):
+        for t in range(T):
+            h = h + xs[t]
+        return h
+
+    torch.compile(model, backend="eager")(x(T, 3), x(3))
+    assert counters["tenfuse"]["forwarded"] == 0
+
+
+def test_explain_goes_ahead_too():
+    torch._dynamo.reset()
+    counters["tenfuse"].clear()
+
+    def model(xs, h):
+        for t in range(T):
+            h = math.exp(-1) * h + xs[t]
+        return h
+
+    loops = []
+    torch.compile(model, backend=explain_backend(loops))(x(T, 3), x(3))
+    assert counters["tenfuse"]["forwarded"] == T - 3
+    assert [loop.steps for loop in loops] == [T]
