@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from tenfuse.capture import growing, likened
+from tenfuse.capture import detached, growing, likened
 from tenfuse.capture.families import Box, sliced, whole
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.nested import composed, flatten
@@ -59,7 +59,9 @@ class _Copier:
             env[node] = self.graph.node_copy(node, lambda n: env[n])
         likened.settle(self.graph)
         written_to = [t for n in self.graph.nodes for t in targets_written(n)]
-        growing.flatten(self.graph, {storage_of(value_of(t)) for t in written_to})
+        overwritten = {storage_of(value_of(t)) for t in written_to}
+        growing.flatten(self.graph, overwritten)
+        detached.align(self.graph, overwritten)
         self.ssa = fx.Graph()
         self.slopes = Slopes(gm, functionalize)
         self.record = Record(self.graph)

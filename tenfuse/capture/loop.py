@@ -132,3 +132,8 @@ class Loop:
     writes: tuple[BufferWrite, ...] = ()
     proof: str = ""
     """One sentence: what was compared when the loop was unrolled again."""
+
+
+def detach_some(x: torch.Tensor, keep: int) -> torch.Tensor:
+    """``x``, with its gradient or without: in a body, ``keep`` may be another number at each step."""
+    return x if keep else x.detach()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.fx as fx
 
+from tenfuse.capture.loop import detach_some
 from tenfuse.capture.periods import Sequence, Shape, Stretch
 from tenfuse.capture.views import value_of
 
@@ -28,7 +29,7 @@ ARITHMETIC = {
 }  # fmt: skip
 """Operations whose number operands may take any value at each step."""
 
-FILLS = {torch.full, torch.full_like, "new_full"}
+FILLS = {torch.full, torch.full_like, "new_full", detach_some}
 """The last operand may."""
 
 

@@ -25,7 +25,7 @@ import torch.fx as fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tenfuse.capture.loop import Loop
+from tenfuse.capture.loop import Loop, detach_some
 from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse, where
 from tenfuse.step.choice import unfold
 from tenfuse.step.picks import spell_out
@@ -95,6 +95,11 @@ class _Body(fx.Interpreter):
     def _with_numbers(self, n: fx.Node) -> torch.Tensor | None:
         """Calls that torch reads Python numbers in, where the step has an entry of a tensor of them."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if n.target is detach_some:
+            if isinstance(args[1], int) and args[1]:
+                return args[0]  # type: ignore[no-any-return]
+            cut = torch.ops.tenfuse.cut(args[0])
+            return torch.where(args[1] != 0, args[0], cut) if isinstance(args[1], torch.Tensor) else cut
         if n.target in _FILLS:
             filler = kwargs.get("fill_value", args[-1])
             size = args[_FILLS[n.target]]
