@@ -230,6 +230,8 @@ COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 LOGIC = {"logical_and": "&", "logical_or": "|"}
 TRUTHS = {*COMPARE, *LOGIC, "logical_not", "isnan"}
 """Functions whose value is a tile of truth values."""
+TENSORS = {"pow", "atan2", "logaddexp"}
+"""Functions whose text asks their arguments for a type and joins truths of each: none may be a number."""
 _OTHER: dict[str, Callable[..., str]] = {
     # Not -x, which Triton reads as 0 - x: the sign of zero.
     "neg": lambda x: f"{x} * -1.0",
@@ -272,4 +274,4 @@ def stored(text: str, dtype: str, compute: str) -> str:
 
 DTYPES = {"f32": "tl.float32", "f64": "tl.float64"}
 
-__all__ = ["COMPARE", "DTYPES", "LOGIC", "PREAMBLE", "TRUTHS", "numeric", "stored"]
+__all__ = ["COMPARE", "DTYPES", "LOGIC", "PREAMBLE", "TENSORS", "TRUTHS", "numeric", "stored"]

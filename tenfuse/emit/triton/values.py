@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
 
-from tenfuse.emit.triton.functions import COMPARE, DTYPES, LOGIC, TRUTHS, numeric
+from tenfuse.emit.triton.functions import COMPARE, DTYPES, LOGIC, TENSORS, TRUTHS, numeric
 from tenfuse.emit.triton.ordered import Ordered
 from tenfuse.emit.triton.products import Products
 from tenfuse.emit.triton.scans import is_product, together
@@ -288,6 +288,8 @@ class Values:
         axes, args = self._aligned([self.number(a) for a in node.args])
         if not axes and node.fn not in COMPARE and all(map(is_literal, args)):
             args = [self._tensor(a) for a in args]
+        if node.fn in TENSORS and axes:
+            args = [self.spread(a, axes) if is_literal(a) else a for a in args]
         text = numeric(node.fn, args, self.compute)
         return Tile(self.writer.let(text), axes, node.fn in TRUTHS)
 

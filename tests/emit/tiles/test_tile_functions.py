@@ -29,10 +29,11 @@ POWERS = 600
 """Of ``pow`` in double precision: the exponent multiplies the rounding of the logarithm."""
 
 
-def apply(fn, args, compute):
-    """One step of a kernel that is nothing but ``fn``."""
-    b = Builder()
-    y = b.call(fn, *(b.input("stream", i, ("d",)) for i in range(len(args))))
+def apply(fn, args, compute, numbers=None):
+    """One step of a kernel that is nothing but ``fn``; ``numbers`` are arguments written into it."""
+    b, numbers = Builder(), numbers or {}
+    given = [b.input("stream", i, ("d",)) for i in range(len(args))]
+    y = b.call(fn, *(b.const(numbers[i]) if i in numbers else x for i, x in enumerate(given)))
     n = args[0].numel()
     program = StepProgram(tuple(b.nodes), {"d": n}, (), (OutSpec(y, ("d",)),))
     out = torch.full((1, n), float("nan"), dtype=DTYPES[compute])
@@ -50,6 +51,18 @@ def test_function(fn, compute):
     args = inputs(fn, FUNCTIONS[fn].arity, DTYPES[compute])
     limit = POWERS if (fn, compute) == ("pow", "f64") else ULPS.get(fn, 2.5)
     judge(fn, compute, args, apply(fn, args, compute), limit)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compute", ["f32", "f64"])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("fn", [f for f, known in FUNCTIONS.items() if known.arity == 2 and f not in NAMES])
+def test_of_a_number(fn, side, compute):
+    """One of two arguments is a number in the text."""
+    args = list(inputs(fn, 2, DTYPES[compute]))
+    args[side] = torch.full_like(args[side], 0.375)
+    limit = POWERS if (fn, compute) == ("pow", "f64") else ULPS.get(fn, 2.5)
+    judge(fn, compute, args, apply(fn, args, compute, {side: 0.375}), limit)
 
 
 @pytest.mark.parametrize("name,dtype", [("round_bf16", torch.bfloat16), ("round_f16", torch.float16)])
