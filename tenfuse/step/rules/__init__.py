@@ -5,8 +5,18 @@ Operators without a rule are decomposed by torch's own tables (``reader`` does t
 are refused (UNSUPPORTED_OP) when nothing smaller has a rule either.
 """
 
-from tenfuse.step.rules import arithmetic, complex, contraction, identity, shape, whole
+from tenfuse.step.rules import arithmetic, complex, contraction, convolution, identity, shape, whole
 from tenfuse.step.rules.base import RULES
 from tenfuse.step.rules.identity import cast
 
-__all__ = ["RULES", "arithmetic", "cast", "complex", "contraction", "identity", "shape", "whole"]
+__all__ = [
+    "RULES",
+    "arithmetic",
+    "cast",
+    "complex",
+    "contraction",
+    "convolution",
+    "identity",
+    "shape",
+    "whole",
+]
