@@ -130,6 +130,10 @@ class Values:
     def _tensor(self, number: str) -> str:
         return self.writer.let(f"tl.full([], {number}, {DTYPES[self.compute]})")
 
+    def _filled(self, number: str, axes: tuple[AxisName, ...]) -> str:
+        """A tile of a number; without axes Triton adds no zeros to it."""
+        return self.spread(number, axes) if axes else self._tensor(number)
+
     def spread(self, text: str, axes: tuple[AxisName, ...]) -> str:
         shape = self.space.shape(axes)
         return self.writer.let(f"{text} + tl.zeros({shape}, {DTYPES[self.compute]})")
@@ -288,8 +292,8 @@ class Values:
         axes, args = self._aligned([self.number(a) for a in node.args])
         if not axes and node.fn not in COMPARE and all(map(is_literal, args)):
             args = [self._tensor(a) for a in args]
-        if node.fn in TENSORS and axes:
-            args = [self.spread(a, axes) if is_literal(a) else a for a in args]
+        if node.fn in TENSORS:
+            args = [self._filled(a, axes) if is_literal(a) else a for a in args]
         text = numeric(node.fn, args, self.compute)
         return Tile(self.writer.let(text), axes, node.fn in TRUTHS)
 
