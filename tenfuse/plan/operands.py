@@ -15,7 +15,7 @@ from tenfuse.plan.keep import keeping, reading_kept
 from tenfuse.plan.kernel import Kernel, Operand
 from tenfuse.plan.tensors import Examples, Layout, dense_like, dtype_name, unit_axis
 from tenfuse.step.adjoint import Adjoint
-from tenfuse.step.program import AxisName, StepProgram, prune
+from tenfuse.step.program import AxisName, StepProgram, prune, trimmed
 from tenfuse.step.reader import Placed
 from tenfuse.step.whole import whole_inputs
 
@@ -56,8 +56,9 @@ class Operands:
 
         Integers carry no gradient: what stands in its place is zero, and neither read nor written.
         """
-        program, count = back.program, len(self.streams)
-        recompute = prune(dataclasses.replace(self.program, outs=())) if back.needs_states else None
+        # An axis that only a cut gradient had would be one more to run tasks along, all of them alike.
+        program, count = trimmed(back.program), len(self.streams)
+        recompute = trimmed(prune(dataclasses.replace(self.program, outs=()))) if back.needs_states else None
         both = [p for p in (program, recompute) if p is not None]
         cotangents = {i: a for i, a in program.inputs("stream").items() if 0 <= i - count < len(self.outs)}
         carried = [(i, c) for i, c in enumerate(program.carries) if ("carry", i) not in self.whole]

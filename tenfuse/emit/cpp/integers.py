@@ -62,27 +62,32 @@ COMPARE(ilt, <) COMPARE(ile, <=) COMPARE(igt, >) COMPARE(ige, >=) COMPARE(ieq, =
   FN Z name(Z a, Z b) { return (Z)((U)a sign (U)b); } \\
   FN ZV name(ZV a, ZV b) { return (ZV)((UV)a sign (UV)b); }
 WRAPPING(iadd, +) WRAPPING(isub, -) WRAPPING(imul, *) WRAPPING(iand, &) WRAPPING(ior, |) WRAPPING(ixor, ^)
+template <int N> FN Z iexact(Z a) { return (Z)((U)a << N) >> N; }
+template <int N> FN ZV iexact(ZV a) { return (ZV)((UV)a << N) >> N; }
 #define ONE(name, expression) \\
   FN Z name(Z a) { return expression; } \\
-  FN ZV name(ZV x) { ZV r; for (int i = 0; i < W; i++) r[i] = name(x[i]); return r; }
+  FN ZV name(ZV a) { return expression; }
+#define BOTH(name, expression) \\
+  FN Z name(Z a, Z b) { return expression; } \\
+  FN ZV name(ZV a, ZV b) { return expression; }
 #define TWO(name, expression) \\
   FN Z name(Z a, Z b) { return expression; } \\
   FN ZV name(ZV x, ZV y) { ZV r; for (int i = 0; i < W; i++) r[i] = name(x[i], y[i]); return r; }
-ONE(ineg, (Z)(0 - (U)a))
+ONE(ineg, isub(a ^ a, a))
 ONE(iabs, a < 0 ? ineg(a) : a)
 ONE(inot, ~a)
-ONE(wrap32, (Z)(int32_t)a)
-ONE(wrap16, (Z)(int16_t)a)
-ONE(wrap8, (Z)(int8_t)a)
-ONE(wrapu8, (Z)(uint8_t)a)
+ONE(wrap32, iexact<32>(a))
+ONE(wrap16, iexact<48>(a))
+ONE(wrap8, iexact<56>(a))
+ONE(wrapu8, a & 255)
+BOTH(imax, a > b ? a : b)
+BOTH(imin, a < b ? a : b)
 TWO(idiv, b == 0 ? 0 : b == -1 ? ineg(a) : a / b)
 TWO(irest, b == 0 || b == -1 ? 0 : a % b)
 TWO(imod, irest(a, b) != 0 && (irest(a, b) < 0) != (b < 0) ? irest(a, b) + b : irest(a, b))
 TWO(ifloordiv, idiv(a, b) - (irest(a, b) != 0 && (irest(a, b) < 0) != (b < 0)))
 TWO(ileft, b < 0 || b > 63 ? 0 : (Z)((U)a << b))
 TWO(iright, a >> (b < 0 || b > 63 ? 63 : b))
-TWO(imax, a > b ? a : b)
-TWO(imin, a < b ? a : b)
 #define FOLD(name, join) \\
   FN Z name(ZV x) { Z r = x[0]; for (int i = 1; i < W; i++) r = join(r, x[i]); return r; }
 FOLD(hsum, iadd) FOLD(hmax, imax) FOLD(hmin, imin)

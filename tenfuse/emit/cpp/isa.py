@@ -20,6 +20,13 @@ class Isa:
     def lanes(self, compute: str) -> int:
         return self.vector_bytes // (8 if compute == "f64" else 4)
 
+    def narrow(self) -> Isa:
+        """For steps that mix floats with integers of 64 bits: as many of both in a register each.
+
+        Compilers convert between vectors that do not fit a register entry by entry.
+        """
+        return dataclasses.replace(self, vector_bytes=self.vector_bytes // 2)
+
 
 AVX512 = Isa("avx512", 64, 32)
 AVX2 = Isa("avx2", 32, 16)

@@ -43,7 +43,8 @@ SIGNATURE = (
 
 def emit(kernel: Kernel, isa: Isa) -> str:
     """C++ source for ``kernel``."""
-    settled = settle(kernel, isa)
+    whole = _whole(kernel)
+    settled = settle(kernel, isa.narrow() if whole and kernel.compute == "f32" else isa)
     memory = Memory(settled)
     body = backward(memory) if settled.kernel.backward else forward(memory)
     # What the body asked for is defined before it; filling the packs asks for more pointers.
@@ -52,7 +53,7 @@ def emit(kernel: Kernel, isa: Isa) -> str:
     return (
         (ROUNDED if compares(settled.kernel.program) else "")
         + preamble(settled.kernel.compute, settled.lanes)
-        + (integers.head(settled.lanes) if _whole(settled) else "")
+        + (integers.head(settled.lanes) if whole else "")
         + SIGNATURE
         + (", T* own, int64_t turn) {\n" if memory.together else ") {\n")
         + "".join(f"  {line}\n" for line in task)
@@ -96,9 +97,9 @@ def _offsets(memory: Memory) -> list[str]:
     return lines
 
 
-def _whole(settled: Settled) -> bool:
+def _whole(kernel: Kernel) -> bool:
     """Whether the kernel has integers."""
-    programs = (settled.kernel.program, settled.kernel.recompute)
+    programs = (kernel.program, kernel.recompute)
     return any(whole_nodes(p) for p in programs if p is not None)
 
 
