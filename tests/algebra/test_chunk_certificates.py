@@ -16,7 +16,8 @@ COSTLY = {
     ("cascade", "averaged"), ("cascade", "stacked"), ("cascade", "total"), ("ties", "decayed"),
     ("ties", "shared"), ("ties", "stabilised"), ("paths", "crf"), ("paths", "hmm"), ("paths", "grid"),
 }  # fmt: skip
-REFUTED = {("ties", "twice"), ("paths", "viterbi"), ("paths", "shortest"), ("paths", "stay")}
+REFUTED = {("ties", "twice"), ("paths", "viterbi"), ("paths", "shortest"), ("paths", "stay"),
+           ("paths", "gaps"), ("paths", "either")}  # fmt: skip
 """The loop compares in another order; of several best paths a tree takes other shares than the steps do."""
 UNFINISHED = {("paths", "grid")}
 """More than the work allowed, perhaps: the loop then runs in sequence."""

@@ -33,7 +33,8 @@ TIED = ("max-plus", "min-plus")
 
 
 def tied(recurrence: Recurrence) -> bool:
-    """Whether the chunk's states depend on how values compare: of sums of paths, only derivatives do."""
+    """Whether the loop's derivative depends on how values compare, and no sum of paths is too long to
+    be taken apart by cases."""
     return any(
         stage.semiring in TIED and not any(t.contracted for u in stage.updates for t in u.terms)
         for stage in recurrence.stages

@@ -21,9 +21,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
-from tenfuse.algebra.proof.cases import by_cases, tied
 from tenfuse.algebra.proof.evaluate import SEMIRINGS, Array, Evaluator, Named, array
 from tenfuse.algebra.proof.shrink import shrunk
 from tenfuse.algebra.proof.symbols import ZERO, Field, GaveUp
@@ -92,11 +90,6 @@ def certify(program: StepProgram, recurrence: Recurrence, work: int = WORK) -> C
 
 Proof = Callable[[Field], None]
 """Raises ``Differs`` or ``GaveUp`` unless what it shows is so."""
-
-
-def in_any_case(prove: Proof, recurrence: Recurrence) -> Proof:
-    """``prove`` as it is or, where the states depend on how values compare, in every case."""
-    return partial(by_cases, prove) if tied(recurrence) else prove
 
 
 def attempt(claim: str, sizes: dict[AxisName, int], work: int, prove: Proof) -> Certificate:
@@ -290,4 +283,4 @@ def same(field: Field, got: Array, want: Array, what: str) -> None:
 
 
 __all__ = ["WORK", "ZERO", "Certificate", "Differs", "attempt", "certificate_from_text",
-           "certificate_to_text", "certify", "in_any_case", "same"]  # fmt: skip
+           "certificate_to_text", "certify", "same"]  # fmt: skip

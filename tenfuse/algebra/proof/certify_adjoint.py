@@ -12,13 +12,16 @@ It refuses like ``certify``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 
 from tenfuse.algebra.chunks.chunk import Chunk, Unchunkable, chunk
-from tenfuse.algebra.proof.certify import WORK, Certificate, Differs, attempt, in_any_case, same
+from tenfuse.algebra.chunks.paths import mixing
+from tenfuse.algebra.proof.cases import TIED, by_cases, tied
+from tenfuse.algebra.proof.certify import WORK, Certificate, Differs, attempt, same
 from tenfuse.algebra.proof.certify_chunk import Maker, Steps
 from tenfuse.algebra.proof.evaluate import Array, Evaluator
 from tenfuse.algebra.proof.shrink import shrunk
@@ -30,6 +33,9 @@ from tenfuse.step.program import StepProgram
 Differentiated = tuple[StepProgram, Mapping[int, int]]
 """An adjoint program, and for streams the output that is their gradient."""
 LENGTH, BLOCK = 2, 1
+_SHARES = "of several best paths a chunk gives each another share of the gradient than the steps do"
+"""A step shares it among what is best of the step before, however many paths lead there; a product
+of steps shares it among paths of the whole chunk."""
 
 
 def certify_adjoint(
@@ -44,7 +50,11 @@ def certify_adjoint(
     sizes = least_sizes(program, recurrence)
     small, normal = shrunk(program, recurrence, sizes)
     prove = partial(_prove, small, normal, differentiate, make)
-    return attempt(claim, sizes, work, in_any_case(prove, normal))
+    found = attempt(claim, sizes, work, partial(by_cases, prove) if tied(normal) else prove)
+    chosen = mixing(normal) and any(s.semiring in TIED for s in normal.stages)
+    if found.proved or found.unfinished or not chosen:
+        return found
+    return dataclasses.replace(found, note=f"{_SHARES}: {found.note}")
 
 
 def _prove(

@@ -18,8 +18,9 @@ from functools import partial
 import numpy as np
 
 from tenfuse.algebra.chunks.chunk import Chunk, Unchunkable, chunk
-from tenfuse.algebra.proof.cases import tied
-from tenfuse.algebra.proof.certify import WORK, Certificate, attempt, in_any_case, same
+from tenfuse.algebra.chunks.paths import mixing
+from tenfuse.algebra.proof.cases import by_cases, tied
+from tenfuse.algebra.proof.certify import WORK, Certificate, attempt, same
 from tenfuse.algebra.proof.evaluate import Array, Evaluator, array
 from tenfuse.algebra.proof.shrink import shrunk
 from tenfuse.algebra.proof.symbols import Field
@@ -41,11 +42,12 @@ def certify_chunk(
     """Whether the chunk programs of ``recurrence`` are so many steps of ``program``."""
     sizes = least_sizes(program, recurrence)
     small, normal = shrunk(program, recurrence, sizes)
+    by_case = tied(normal) and not mixing(normal)  # of paths, only derivatives depend on comparisons
     done: dict[int, list[StepProgram]] = {}
     spent, seconds, note = 0, 0.0, ""
     for length, block in (*FIRST, *FURTHER):
         further = (length, block) in FURTHER
-        if further and spent > work / (20 if tied(normal) else 4):
+        if further and spent > work / (20 if by_case else 4):
             break
         try:
             made = make(small, normal, length, block)
@@ -55,7 +57,7 @@ def certify_chunk(
         if made.program in done.get(length, ()):
             continue  # most are the same for every block
         prove = partial(_prove, small, made)
-        found = attempt("", sizes, work - spent, in_any_case(prove, normal))
+        found = attempt("", sizes, work - spent, partial(by_cases, prove) if by_case else prove)
         spent, seconds = spent + found.work, seconds + found.seconds
         if not found.proved and not (further and found.unfinished):
             note = found.note
