@@ -86,7 +86,7 @@ def choose(
     """
     one = sequential(program, steps, cores)
     alone = Choice("sequential", one)
-    if recurrence is None or program.dynamic or cuts(program):
+    if recurrence is None or program.dynamic or cuts(program, recurrence):
         return alone
     if recurrence.form not in ALGORITHMS:
         return _contained(alone, ChunkPlan(program, recurrence, 1), steps, cores)
@@ -115,9 +115,12 @@ def _contained(alone: Choice, plan: ChunkPlan, steps: int, cores: int) -> Choice
     return Choice(alone.algorithm, alone.cost, None, (CONTAINED, cost))
 
 
-def cuts(program: StepProgram) -> bool:
-    """Whether a gradient is cut: the chunk program is the same function, its gradient is not."""
-    return any(isinstance(n, Pointwise) and n.fn == "cut" for n in program.nodes)
+def cuts(program: StepProgram, recurrence: Recurrence) -> bool:
+    """Whether the step is a log-sum-exp around its own maximum, whose gradient is cut: chunks of it
+    are products of matrices, which cost more than they save."""
+    return recurrence.form == "semiring" and any(
+        isinstance(n, Pointwise) and n.fn == "cut" for n in program.nodes
+    )
 
 
 def sequential(program: StepProgram, steps: int, cores: int) -> Cost:

@@ -35,7 +35,7 @@ def candidates(
 
     ``length`` is the user's choice of a chunk.  Without a ``recurrence`` there is only the step.
     """
-    if recurrence is not None and recurrence.form in ALGORITHMS and not cuts(program):
+    if recurrence is not None and recurrence.form in ALGORITHMS and not cuts(program, recurrence):
         for n in (length,) if length else LENGTHS:
             if n < 2 or (steps is not None and padded(steps) < n) or not (steady or n <= SHORT or length):
                 continue
