@@ -272,7 +272,8 @@ def drawn(seed):
     def fill(text):
         return text.format(a=r.randint(1, 9), b=r.randint(-9, 9), c=round(r.uniform(-1, 1), 2))
 
-    body = [f"n, m = ({fill(r.choice(ATOMS))}) % 100003, {fill(r.choice(ATOMS))}", f"h = {r.choice(FLOATS)}"]
+    body = [f"n, m = ({fill(r.choice(ATOMS))} + m % 2) % 100003, {fill(r.choice(ATOMS))}"]
+    body.append(f"h = {r.choice(FLOATS)}")
     body.append(fill(r.choice(["flag = flag | (h > {c})", "flag = (n > m) & (h > {c})", "flag = ~flag"])))
     r.shuffle(body)
     lines = ["def run(x, n, m, h, flag):", "    hs, ns = [], []", "    for t in range(x.shape[0]):"]

@@ -33,6 +33,7 @@ from tenfuse.step.program import (
     prune,
     with_arguments,
 )
+from tenfuse.step.whole import is_whole
 
 SMALLER = 4
 """A sum is carried over only if it has this many times fewer entries than what is summed."""
@@ -106,7 +107,7 @@ def _inputs(program: StepProgram, ref: Ref) -> list[Input]:
 def _can_move(program: StepProgram, stage: list[int], ref: Ref) -> bool:
     """Whether ``ref`` sums a whole carry, and that carry's update waits for another sum."""
     node, axes = program.nodes[ref], program.axes_of()
-    if not isinstance(node, Contract) or stage[node.arg] > 0:
+    if not isinstance(node, Contract) or stage[node.arg] > 0 or is_whole(program.nodes, ref):
         return False
     inputs = _inputs(program, node.arg)
     if any(n.kind not in ("carry", "stream", "invariant") for n in inputs):
