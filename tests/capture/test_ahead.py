@@ -160,6 +160,19 @@ def test_tuples_and_lists_of_states():
     same(model, x(T, 3), x(3), x(3))
 
 
+def test_the_token_before():
+    def model(xs, h):
+        before, out = torch.zeros_like(xs[:, 0]), []
+        for t in range(T):
+            now = xs[:, t]
+            h = torch.tanh(h + 0.5 * now + 0.5 * before)
+            before = now
+            out.append(before[:, :2] + h[:, 1:])
+        return torch.stack(out), before
+
+    same(model, x(2, T, 3), x(2, 3))
+
+
 def test_previous_and_first():
     def model(xs, h):
         previous, first, out = h, None, []
@@ -233,6 +246,19 @@ def test_a_helper_with_the_loop():
         return torch.stack(out), run(xs, h * 2, out), torch.stack(out)
 
     same(model, x(T, 3), x(3), copied=2 * (T - 3))
+
+
+def test_variables_that_a_comprehension_uses():
+    def model(xs, ys, h):
+        out, kept = [], [h, h]
+        for t in range(T):
+            u, v = tuple([s[:, t] for s in (xs, ys)])
+            h = torch.stack([u, h, v]).sum(0)
+            kept = [k + h for k in kept]
+            out.append(h * t)
+        return torch.stack([o + t for o in out]), kept
+
+    same(model, x(2, T, 3), x(2, T, 3), x(2, 3))
 
 
 @dataclasses.dataclass
@@ -378,6 +404,14 @@ def by_a_shape_turned_in_place(xs, h):
         table.t_()
         h = h + xs[t] * table[0, 0]
     return h, table
+
+
+def by_place_in_memory(xs, h):
+    v = xs[0]
+    for t in range(T):
+        h = h + v if v.storage_offset() < 60 else h * v
+        v = xs[t]
+    return h
 
 
 def by_break(xs, h):

@@ -41,7 +41,7 @@ def replay(tx: Any, tried: Tried) -> None:
         for held in tried.lists:
             held.variable.items.extend(copied.of(v) for v in appended[id(held)])
         entering = entering | {s: copied.of(v) for s, v in tried.carried.items()} | _from_the_end(tried)
-    _leave(tx, tried, copied)
+    _leave(tried, copied)
     loop.start, loop.len = loop.start + (loop.len - 1) * loop.step, 1
     for node in [*reversed(tried.nodes), tried.number, *tried.original]:
         tracer.graph.erase_node(node)
@@ -57,16 +57,19 @@ def _from_the_end(tried: Tried) -> dict[fx.Node, Any]:
     }  # fmt: skip
 
 
-def _leave(tx: Any, tried: Tried, copied: _Copied) -> None:
+def _leave(tried: Tried, copied: _Copied) -> None:
     """The variables as the last of the copies leaves them."""
-    local = tx.symbolic_locals
-    for name in tried.names & local.keys():
+    dead = []
+    for name, variable in tried.places.read().items():
+        if name not in tried.names:
+            continue
         try:
-            local[name] = copied.of(local[name])
+            tried.places.write(name, copied.of(variable))
         except NotUniform:
             if name in tried.live:
                 raise
-            del local[name]
+            dead.append(name)
+    tried.places.drop(dead)
     for held in tried.lists:
         if held.grown == 0:
             held.variable.items = [copied.of(v) for v in held.after]

@@ -13,6 +13,7 @@ import torch
 import torch.fx as fx
 from torch._dynamo import utils
 from torch._dynamo.side_effects import SideEffects
+from torch._dynamo.variables import TensorVariable
 from torch._dynamo.variables.base import VariableTracker
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
@@ -54,12 +55,20 @@ def tracing(tx: Any) -> Iterator[None]:
             target, args = operator.getitem, (args[0], args[2])
         return create(kind, target, args, kwargs, *more, **named)
 
+    called = TensorVariable.call_method
+
+    def call_method(self: Any, tx: Any, name: str, *more: Any) -> Any:
+        if name == "storage_offset":  # where in memory it starts may differ from step to step
+            raise NotUniform("a step asks where a tensor starts")
+        return called(self, tx, name, *more)
+
     def compile_subgraph(*args: Any, **kwargs: Any) -> Any:
         raise NotUniform("the graph breaks")
 
     patch = mock.patch.object
     with (
         patch(tx.output, "compile_subgraph", compile_subgraph),
+        patch(TensorVariable, "call_method", call_method),
         patch(utils, "run_node", run_node),
         patch(tx.output, "create_proxy", create_proxy),
     ):
@@ -121,7 +130,8 @@ def decided(shapes: Any, symbol: sympy.Symbol, bounds: ValueRanges[Any]) -> bool
 def known(variable: Any) -> list[Any]:
     """What the tracer may decide by; symbolic sizes as expressions, since comparing those decides too."""
     example = variable.as_proxy().node.meta[EXAMPLE]
-    return [*(_plain(getattr(variable, name, None)) for name in _KNOWN), *geometry(example)]
+    sizes = [_plain(size) for size in (*example.shape, *example.stride())]
+    return [*(_plain(getattr(variable, name, None)) for name in _KNOWN), *sizes]
 
 
 def geometry(example: Any) -> tuple[Any, ...]:

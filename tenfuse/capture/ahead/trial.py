@@ -31,6 +31,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
+from tenfuse.capture.ahead.places import Places
 from tenfuse.capture.ahead.tracer import decided, geometry, known, recorded, surroundings, tracing
 from tenfuse.capture.ahead.watched import Held, StandIns
 
@@ -56,6 +57,7 @@ class Tried:
     names: frozenset[str]
     """Local variables that a step sets, and of these those read after it."""
     live: frozenset[str]
+    places: Places
 
 
 class Trial:
@@ -68,13 +70,16 @@ class Trial:
         stores = (i.argval for i in tx.instructions[self.head : self.end] if "STORE_FAST" in i.opname)
         self.stored = {n for names in stores for n in (names if isinstance(names, tuple) else (names,))}
         self.live = livevars_analysis(tx.instructions, inst)
+        self.places = Places(tx)
+        self.stored |= self.places.cells.keys()
+        self.live |= self.places.cells.keys()
         self.stand_ins = StandIns(self.tracer)
         self.carried: dict[fx.Node, Any] = {}
 
     def run(self, advance: Callable[[], None]) -> Tried:
         """Trace the step; ``advance`` takes one from the iterator.  Raises ``NotUniform``."""
         store = self.tx.instructions[self.head + 1]
-        if store.opname != "STORE_FAST":
+        if store.opname != "STORE_FAST" and store.argval not in self.places.cells:
             raise NotUniform("the number of the step is no local variable")
         before = self._stand_in()
         number, symbol, bounds = self._number()
@@ -97,16 +102,16 @@ class Trial:
         return Tried(
             tuple(nodes), number.as_proxy().node, self.stand_ins.original, self.carried,
             tuple(self.stand_ins.lists), frozenset(self.stored), frozenset(self.stored & self.live),
+            self.places,
         )  # fmt: skip
 
     def _stand_in(self) -> dict[str, Any]:
         """The local variables, with stand-ins for what a step may replace."""
-        local = self.tx.symbolic_locals
-        for name in list(local):
+        for name, variable in self.places.read().items():
             replaced = name in self.stored & self.live
-            if replaced or isinstance(local[name], (ListVariable, TupleVariable)):
-                local[name] = self.stand_ins.of(local[name], replaced)
-        return dict(local)
+            if replaced or isinstance(variable, (ListVariable, TupleVariable)):
+                self.places.write(name, self.stand_ins.of(variable, replaced))
+        return self.places.read()
 
     def _number(self) -> tuple[Any, Any, Any]:
         """The symbolic number of the step, its symbol and bounds: any step from this to the last but one."""
@@ -137,10 +142,11 @@ class Trial:
     def _compare(self, before: dict[str, Any], counter: str, made: set[int], changed: list[Any]) -> None:
         """The variables before and after; those ``made`` by the step may be changed by it."""
         own = made | {id(held.variable) for held in self.stand_ins.lists}
+        own |= {id(cell) for cell in self.places.cells.values()}
         for variable in changed:
             if id(variable) not in own:
                 raise NotUniform(f"a step changes a {type(variable).__name__}")
-        after = self.tx.symbolic_locals
+        after = self.places.read()
         for name in (before.keys() | after.keys()) - {counter}:
             old, new = before.get(name), after.get(name)
             if old is new:
