@@ -1,5 +1,7 @@
 """What a scan holds decides about its block and its warps, not its largest tile alone."""
 
+import itertools
+
 from tenfuse.plan.kernel import Operand
 from tenfuse.plan.tiles.registers import HELD, peak
 from tenfuse.plan.tiles.tiling import tiling
@@ -37,3 +39,14 @@ def test_many_values_are_held_in_narrow_blocks_by_as_many_threads():
     assert blocks["d"] < 64 and found.warps == 8
     assert peak(program, blocks, found.warps, "ieee") <= HELD
     assert peak(program, blocks | {"d": 2 * blocks["d"]}, found.warps, "ieee") > HELD
+
+
+def test_what_a_compiler_does_not_keep_gets_more_warps_and_then_shorter_blocks():
+    operands = (Operand("stream", 0, "bf16", ("d",), "d"),)
+    program = several(1)
+    found = [tiling(program, operands, ("t",), smaller=n) for n in range(6)]
+    sizes = [(t.warps, dict(t.blocks)["d"]) for t in found]
+    for (warps, block), (more, shorter) in itertools.pairwise(sizes):
+        assert (more, shorter) in ((2 * warps, block), (warps, block // 2), (warps, block))
+        assert shorter == block or warps == 8
+    assert sizes[-1][0] == 8 and sizes[-1][1] < sizes[0][1]

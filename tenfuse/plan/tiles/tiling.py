@@ -147,7 +147,7 @@ class _Blocks:
         """Give a thread half as much to hold: more of them, or else a shorter block; the warps then."""
         if warps < _MOST_WARPS:
             return 2 * warps
-        self._shorten(iter((True, False)).__next__, self.least)
+        self._halved(self.least)
         return warps
 
     def _tiles(self) -> dict[AxisName, int]:
@@ -165,11 +165,16 @@ class _Blocks:
 
     def _shorten(self, too_much: Callable[[], bool], least: int) -> None:
         """Outputs are written in parts where an axis is shared: that is cut when the others are short."""
-        while self.cut and too_much():
-            largest = max(self.cut, key=self._order)
-            if self.blocks[largest] <= least:
-                break
-            self.blocks[largest] //= 2
+        while too_much() and self._halved(least):
+            pass
+
+    def _halved(self, least: int) -> bool:
+        """Whether the longest block could be halved."""
+        largest = max(self.cut, key=self._order, default=None)
+        if largest is None or self.blocks[largest] <= least:
+            return False
+        self.blocks[largest] //= 2
+        return True
 
     def _order(self, axis: AxisName) -> tuple[bool, int, bool]:
         block = self.blocks[axis]
