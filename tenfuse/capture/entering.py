@@ -27,6 +27,10 @@ _PICKS = {torch.where, torch.masked_fill, torch.lerp, "where", "masked_fill", "l
 """Functions of several tensors of one dtype, beside a mask, and a number."""
 
 
+_BOUNDS = {torch.clamp, "clamp"}
+"""Functions whose numbers are all tensors if one is."""
+
+
 class FirstDiffers(Exception):
     """The first run enters with a state of another shape or type: peel it."""
 
@@ -157,7 +161,7 @@ class Inputs:
         if moving:
             if not set(moving) <= set(free_numbers(node, shape)):
                 raise self.refuse(self._index_code(j), "", j)
-            for k in moving:
+            for k in range(len(numbers)) if node.target in _BOUNDS else moving:
                 numbers[k] = self._number(j, tuple(n[k] for n in all_numbers))
         if node.target is torch.tensor and moving and not value_of(node).dim():
             self.value[j] = numbers[0]

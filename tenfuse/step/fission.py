@@ -192,6 +192,7 @@ def _cut(
         for arg in node.all_input_nodes:
             if arg in dependent:
                 flow.add_edge((arg, 1), (node, 0))
+                flow.add_edge((node, 0), (arg, 0))  # the kernel makes what it reads
     for node in results:
         flow.add_edge((node, 1), "memory")
     if "memory" not in flow or "kernel" not in flow:

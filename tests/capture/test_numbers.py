@@ -27,6 +27,7 @@ STEPS = {
     "periods": lambda h, x, t: torch.where(t % PERIODS == 0, torch.tanh(h + x), h),
     "whole division": lambda h, x, t: torch.tanh(h + x + t // PERIODS),
     "a limit": lambda h, x, t: h.clamp(max=0.3 * t) + x,
+    "two limits": lambda h, x, t: (h + x).clamp(min=-1.0, max=0.3 * t),
     "where": lambda h, x, t: torch.where(h > 0, h * 0.5 + x, 0.1 * t),
     "masked_fill": lambda h, x, t: (h * 0.5 + x).masked_fill(h > 0.5, t * 0.1),
     "lerp": lambda h, x, t: torch.lerp(h, x, t / T),

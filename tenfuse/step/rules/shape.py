@@ -75,6 +75,9 @@ def _slice(
         raise refuse(UNSUPPORTED_OP, "a slice of a dimension of dynamic size")
     low = min(max((start or 0) + (size if (start or 0) < 0 else 0), 0), size)
     high = size if end is None else min(max(end + (size if end < 0 else 0), low), size)
+    if low == high:
+        shape = space.shape(a)
+        return filled(space, [*shape[: dim % len(shape)], 0, *shape[dim % len(shape) + 1 :]], 0.0)
     if step == 1:
         return space.slice(a, dim, low, high)
     if size % step or low >= step or high <= low + size - step:
@@ -164,7 +167,8 @@ def _unbind(space: Space, target: Any, a: Value, dim: int = 0) -> list[Value]:
 
 @rule(aten.cat.default)
 def _cat(space: Space, target: Any, values: Sequence[Value], dim: int = 0) -> Value:
-    return values[0] if len(values) == 1 else space.cat(values, dim)
+    full = [v for v in values if all(space.length(d) != 0 for d in v.dims)] or values[:1]
+    return full[0] if len(full) == 1 else space.cat(full, dim)
 
 
 @rule(aten.stack.default)
