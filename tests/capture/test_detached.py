@@ -59,8 +59,9 @@ def test_a_state_in_a_tuple():
         state, out = (x[:, 0], x[:, 1]), []
         for t in range(T):
             h, c = cut_first(t, *state)
-            state = torch.sin(h) + c, 0.5 * c + torch.cos(h) * x[:, t]
-            out.append(state[0])
+            new = torch.sin(h) + c
+            state = new, 0.5 * c + torch.cos(h) * x[:, t]
+            out.append(new)
         return torch.stack(out, 1)
 
     assert [loop.steps for loop in loops(f, X)] == [T]
