@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-import sympy
 import torch
 import torch.fx as fx
 from torch._subclasses.fake_tensor import FakeTensor
@@ -65,7 +64,7 @@ def step(nodes: Sequence[fx.Node], number: fx.Node) -> Step:
     return Step(tuple(nodes), number, frozenset(folded), alone, {n: s for n in plain if (s := _viewed(n))})
 
 
-def _symbols(value: Any) -> set[sympy.Symbol]:
+def _symbols(value: Any) -> set[Any]:
     return set(value.node.expr.free_symbols) if isinstance(value, SYMBOLIC) else set()
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-import sympy
 import torch
 import torch.fx as fx
 from torch._dynamo import utils
@@ -121,7 +120,7 @@ def surroundings(tx: Any, graph: fx.Graph) -> Any:
     )
 
 
-def decided(shapes: Any, symbol: sympy.Symbol, bounds: ValueRanges[Any]) -> bool:
+def decided(shapes: Any, symbol: Any, bounds: ValueRanges[Any]) -> bool:
     """Whether anything about ``symbol`` was settled since it was made, with these ``bounds``."""
     settled = (*(guard.expr for guard in shapes.guards), *shapes.replacements, *shapes.replacements.values())
     return shapes.var_to_range[symbol] != bounds or any(symbol in each.free_symbols for each in settled)
