@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tenfuse
+from tenfuse.report.registry import recording
 
 LARGE = 2**53 + 1
 
@@ -17,17 +18,17 @@ def fused(fn, *args, form="nonlinear", gradients=True):
     """The results of ``fn`` compiled; fused, equal to eager, gradients included."""
     torch._dynamo.reset()
     given = [[a.clone().requires_grad_(a.is_floating_point() and gradients) for a in args] for _ in (0, 1)]
-    known = len(tenfuse.reports())
     run = torch.compile(fn, backend="tenfuse", options={"inner": "aot_eager", "strict": True})
     results = []
-    for call, mine in ((fn, given[0]), (run, given[1])):
-        found = call(*mine)
-        found = found if isinstance(found, tuple) else (found,)
-        smooth = [x.sin().sum() for x in found if x.requires_grad]
-        if smooth:
-            sum(smooth).backward()
-        results.append(found)
-    loops = [x for r in tenfuse.reports()[known:] for x in r.loops]
+    with recording() as heard:
+        for call, mine in ((fn, given[0]), (run, given[1])):
+            found = call(*mine)
+            found = found if isinstance(found, tuple) else (found,)
+            smooth = [x.sin().sum() for x in found if x.requires_grad]
+            if smooth:
+                sum(smooth).backward()
+            results.append(found)
+    loops = [x for r in heard for x in r.loops]
     assert loops and all(x.status == "fused" for x in loops), [str(x.reason) for x in loops]
     assert loops[-1].form == form
     for want, got in zip(*results, strict=True):
@@ -43,11 +44,11 @@ def fused(fn, *args, form="nonlinear", gradients=True):
 
 def kept(fn, *args):
     torch._dynamo.reset()
-    known = len(tenfuse.reports())
     run = torch.compile(fn, backend="tenfuse", options={"inner": "aot_eager", "strict": True})
-    want, got = fn(*args), run(*args)
+    with recording() as heard:
+        want, got = fn(*args), run(*args)
     assert torch.equal(want, got)
-    (loop,) = (x for r in tenfuse.reports()[known:] for x in r.loops)
+    (loop,) = (x for r in heard for x in r.loops)
     assert loop.status == "kept"
     return loop.reason
 
