@@ -36,10 +36,10 @@ class Step:
     """Stands for the number of the step."""
     folded: frozenset[fx.Node]
     """Nodes that compute with that number only, and are numbers in a copy."""
-    alone: frozenset[fx.Node]
-    """Nodes whose memory nothing else touches: any tensor of that shape shows what they are."""
+    fresh: frozenset[fx.Node]
+    """Nodes that make a tensor of its own memory: any tensor of that shape shows what they are."""
     views: dict[fx.Node, fx.Node]
-    """Node that shows memory of another, and that other."""
+    """Node that is another in place, or shows its memory, and that other."""
 
 
 def step(nodes: Sequence[fx.Node], number: fx.Node) -> Step:
@@ -54,14 +54,9 @@ def step(nodes: Sequence[fx.Node], number: fx.Node) -> Step:
             folded.add(node)
         elif symbols & {s for size in _sizes(example) for s in _symbols(size)}:
             raise NotUniform(f"the shape of {node} depends on the step")
-    every = dict.fromkeys([*nodes, *(source for node in nodes for source in node.all_input_nodes)])
-    holders: dict[StorageWeakRef, list[fx.Node]] = {}
-    for node in every:
-        for storage in _storages(node):
-            holders.setdefault(storage, []).append(node)
     plain = [node for node in nodes if _plain(node.meta.get(EXAMPLE))]
-    alone = frozenset(n for n in plain if all(len(holders[s]) == 1 for s in _storages(n)))
-    return Step(tuple(nodes), number, frozenset(folded), alone, {n: s for n in plain if (s := _viewed(n))})
+    fresh = frozenset(node for node in plain if _own(node))
+    return Step(tuple(nodes), number, frozenset(folded), fresh, {n: s for n in plain if (s := _viewed(n))})
 
 
 def _symbols(value: Any) -> set[Any]:
@@ -91,11 +86,18 @@ def _plain(example: Any) -> bool:
     )
 
 
+def _own(node: fx.Node) -> bool:
+    """Whether a node's memory is none of its operands'."""
+    theirs = {storage for source in node.all_input_nodes for storage in _storages(source)}
+    return theirs.isdisjoint(_storages(node))
+
+
 def _viewed(node: fx.Node) -> fx.Node | None:
-    """The tensor that ``node`` shows, if it only shows one."""
+    """The tensor that ``node`` is, or shows if it reads no other."""
     tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get(EXAMPLE), torch.Tensor)]
-    if len(tensors) != 1 or not _plain(tensors[0].meta[EXAMPLE]):
-        return None
+    same = next((n for n in tensors if n.meta[EXAMPLE] is node.meta[EXAMPLE]), None)
+    if same is not None or len(tensors) != 1 or not _plain(tensors[0].meta[EXAMPLE]):
+        return same
     return tensors[0] if _storages(tensors[0]) == _storages(node) else None
 
 
@@ -138,7 +140,7 @@ class Copier:
         example: Any = node.meta[EXAMPLE]
         if not isinstance(example, torch.Tensor):
             return None if isinstance(example, (tuple, list)) else example
-        if node in self.step.alone:
+        if node in self.step.fresh:
             sizes, kind = (example.shape, example.stride()), example.dtype
             return _fake(example, torch.empty_strided(*sizes, dtype=kind, device="meta"))
         source = self.step.views.get(node)
