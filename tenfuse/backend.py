@@ -23,6 +23,7 @@ from tenfuse.capture.ahead import fastforward
 from tenfuse.capture.functional import functionalize
 from tenfuse.capture.loop import Loop
 from tenfuse.capture.roll import Kept, find_loops
+from tenfuse.collector import paused
 from tenfuse.config import OptionError, Options
 from tenfuse.fuse import fuse, kernels
 from tenfuse.reasons import INTERNAL, Refusal, Refused
@@ -74,7 +75,8 @@ def tenfuse(
     """
     chosen = Options.of(options)
     try:
-        outcome = transform(gm, chosen, build=True)
+        with paused():
+            outcome = transform(gm, chosen, build=True)
     except Exception as error:
         counters["tenfuse"]["fallback"] += 1
         if chosen.strict:

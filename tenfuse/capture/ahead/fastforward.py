@@ -27,6 +27,7 @@ from torch._dynamo.variables.lists import RangeIteratorVariable
 
 from tenfuse.capture.ahead.replay import replay
 from tenfuse.capture.ahead.trial import Trial
+from tenfuse.collector import paused
 
 log = logging.getLogger("tenfuse")
 AHEAD = 2
@@ -113,7 +114,8 @@ def _try(tx: Any, inst: Any, advance: Callable[[], None]) -> None:
     state = _State.of(tx)
     state.trying = True
     try:
-        replay(tx, Trial(tx, inst).run(advance))
+        with paused():
+            replay(tx, Trial(tx, inst).run(advance))
     except SpeculationRestartAnalysis as error:
         reason: Exception = error
     except RestartAnalysis:
