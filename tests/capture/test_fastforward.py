@@ -9,6 +9,7 @@ import torch.fx as fx
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.checkpoint import checkpoint
 
 from tenfuse import config
 from tenfuse.backend import explain_backend
@@ -26,7 +27,7 @@ def traced(function, inputs, ahead, dynamic=False):
     graphs = []
 
     def backend(gm, example_inputs):
-        graphs.append(plainly(gm.graph))
+        graphs.append([plainly(m.graph) for m in gm.modules() if isinstance(m, fx.GraphModule)])
         return gm.forward
 
     marked = door.ours(backend, config.Options(fast_forward=ahead))
@@ -459,6 +460,40 @@ def test_graph_breaks():
         return h
 
     same(model, x(T, 3), x(3), copied=0)
+
+
+class Decayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, xs, h):
+        out = []
+        for t in range(T):
+            h = 0.5 * h + xs[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, out = torch.zeros_like(grad[:, 0]), []
+        for t in range(T - 1, -1, -1):
+            a = 0.5 * a + grad[:, t]
+            out.append(a)
+        return torch.stack(out[::-1], 1), a
+
+
+def test_graphs_in_graphs():
+    def tanhs(xs, h):
+        out = []
+        for t in range(T):
+            h = torch.tanh(h + xs[:, t])
+            out.append(h)
+        return torch.stack(out, 1)
+
+    def again(xs, h):
+        return checkpoint(tanhs, xs, h, use_reentrant=False)
+
+    inputs = x(2, T, 3).requires_grad_(), x(2, 3).requires_grad_()
+    same(lambda xs, h: Decayed.apply(xs * 2, h).sin(), *inputs, copied=2 * (T - 3))
+    same(again, *inputs)
 
 
 def test_dropout_draws_as_often():

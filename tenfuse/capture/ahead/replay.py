@@ -16,6 +16,7 @@ from torch._dynamo.variables.lists import ListVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 
 from tenfuse.capture.ahead.copies import Copier, NotUniform, step
+from tenfuse.capture.ahead.tracer import noted_by
 from tenfuse.capture.ahead.trial import Tried
 from tenfuse.capture.ahead.watched import is_stand_in, nodes_of
 
@@ -33,6 +34,8 @@ def replay(tx: Any, tried: Tried) -> None:
     for held in tried.lists:
         held.variable.items = list(held.original)
     numbers = [loop.start + at * loop.step for at in range(-1, loop.len - 1)]
+    noted = noted_by(tracer)
+    noted -= set(tried.noted)
     entering = dict(tried.original)
     for number in numbers:
         nodes = {stand_in: v.as_proxy().node for stand_in, v in entering.items()}
@@ -40,6 +43,7 @@ def replay(tx: Any, tried: Tried) -> None:
         copied = _Copied(tracer, made, entering)
         for held in tried.lists:
             held.variable.items.extend(copied.of(v) for v in appended[id(held)])
+        noted.update(v for v in map(copied.of, tried.noted) if type(v) is not ConstantVariable)
         entering = entering | {s: copied.of(v) for s, v in tried.carried.items()} | _from_the_end(tried)
     _leave(tried, copied)
     loop.start, loop.len = loop.start + (loop.len - 1) * loop.step, 1

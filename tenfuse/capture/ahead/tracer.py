@@ -23,6 +23,8 @@ _KNOWN = (
     "is_sparse", "class_type", "has_grad_fn", "_size", "stride",
 )  # fmt: skip
 """What the tracer knows of a tensor, and may decide by."""
+_NOTED = ("tracked_proxyable_vt", "tracked_tensor_or_symint_vt")
+"""Its name, and that before torch 2.13."""
 _SUBSCRIPTS = ("BINARY_SUBSCR", "BINARY_OP")
 
 
@@ -118,6 +120,13 @@ def surroundings(tx: Any, graph: fx.Graph) -> Any:
         sum(node.op in ("placeholder", "get_attr") for node in graph.nodes),
         torch.is_grad_enabled(),
     )
+
+
+def noted_by(tracer: Any) -> Any:
+    """The set of variables that the tracer of a nested graph may have to return; of the graph itself none."""
+    if tracer.parent is None:
+        return set()
+    return getattr(tracer, _NOTED[0]) if hasattr(tracer, _NOTED[0]) else getattr(tracer, _NOTED[1])
 
 
 def decided(shapes: Any, symbol: Any, bounds: ValueRanges[Any]) -> bool:

@@ -32,7 +32,15 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
 from tenfuse.capture.ahead.places import Places
-from tenfuse.capture.ahead.tracer import decided, geometry, known, recorded, surroundings, tracing
+from tenfuse.capture.ahead.tracer import (
+    decided,
+    geometry,
+    known,
+    noted_by,
+    recorded,
+    surroundings,
+    tracing,
+)
 from tenfuse.capture.ahead.watched import Held, StandIns
 
 _names = itertools.count()
@@ -58,6 +66,8 @@ class Tried:
     """Local variables that a step sets, and of these those read after it."""
     live: frozenset[str]
     places: Places
+    noted: tuple[Any, ...]
+    """Variables that the tracer of a nested graph has noted, to return them from there."""
 
 
 class Trial:
@@ -86,6 +96,7 @@ class Trial:
         start = next(iter(reversed(self.graph.nodes)))
         shapes = {node: geometry(node.meta.get(EXAMPLE)) for node in self.graph.nodes}
         around = surroundings(self.tx, self.graph)
+        noted = set(noted_by(self.tracer))
         with recorded() as (made, changed):
             self._trace(advance, number)
         for held in self.stand_ins.lists:
@@ -102,7 +113,7 @@ class Trial:
         return Tried(
             tuple(nodes), number.as_proxy().node, self.stand_ins.original, self.carried,
             tuple(self.stand_ins.lists), frozenset(self.stored), frozenset(self.stored & self.live),
-            self.places,
+            self.places, tuple(v for v in noted_by(self.tracer) if v not in noted),
         )  # fmt: skip
 
     def _stand_in(self) -> dict[str, Any]:
