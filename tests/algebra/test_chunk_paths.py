@@ -8,11 +8,10 @@ import torch
 from tenfuse.algebra.analyse import analyse
 from tenfuse.algebra.chunks.chunk import Unchunkable, chunk
 from tenfuse.algebra.chunks.paths import factors
-from tenfuse.algebra.proof.certify_adjoint import certify_adjoint
 from tenfuse.algebra.proof.certify_chunk import certify_chunk
 from tests.algebra.loops import program_of
 from tests.algebra.mutants import node_mutants
-from tests.algebra.test_certify_chunk import _differentiated, _means_the_same
+from tests.algebra.test_certify_chunk import _means_the_same
 from tests.algebra.test_chunk import agrees
 from tests.algebra.test_chunk_adjoint import agrees as adjoint_agrees
 from tests.algebra.test_chunk_cascade import in_sequence
@@ -53,22 +52,6 @@ def grid(m, r, q):
     return (m,), ((m * q[:, :, None]).sum(1),)
 
 
-def gaps(m, n, o, x, a, b):
-    """Alignment with affine gaps: three states per place."""
-    m, n, o = (
-        torch.maximum(torch.maximum(m, n), o) + x,
-        torch.maximum(m - a, n - b),
-        torch.maximum(m - a, o - b),
-    )
-    return (m, n, o), (m,)
-
-
-def either(m, n, x, a, b):
-    """The shorter of two ways into one state; the other one waits."""
-    m, n = torch.minimum(m + a, n + b), torch.minimum(m, x)
-    return (m, n), (m - n,)
-
-
 _X, _R = (2, 3), (2, 3, 3)
 PATHS = {
     "viterbi": (viterbi, sizes(_X), sizes(_X), sizes((3, 3))),
@@ -77,8 +60,6 @@ PATHS = {
     "crf": (crf, sizes(_X), sizes(_X), sizes((3, 3))),
     "hmm": (hmm, sizes(_X), sizes(_X, _R), []),
     "grid": (grid, sizes((2, 3, 4)), sizes(_R, _X), []),
-    "gaps": (gaps, sizes(_X, _X, _X), sizes(_X, _X, _X), []),
-    "either": (either, sizes(_X, _X), sizes(_X, _X, _X), []),
 }
 PATHS["stay"] = (lambda m, x, g, r: stay(m, x, r, g), *PATHS["stay"][1:])
 SMOOTH = ("crf", "hmm", "grid")
@@ -125,35 +106,6 @@ def test_no_mutant_is_proved(name):
             assert not found.proved, (i, node)
             tried += 1
     assert tried > 4
-
-
-def test_why_the_gradient_of_a_best_path_is_not_taken_by_chunks():
-    program, _ = program_of("viterbi", PATHS)
-    found = certify_adjoint(program, analyse(program), _differentiated)
-    assert not found.proved and found.note.startswith(
-        "of several best paths a chunk gives each another share"
-    )
-
-
-def test_sums_of_paths_between_carries_have_no_chunk_program():
-    """Where no path leads, both sides of a logaddexp are minus infinity: it has no derivative there."""
-
-    def exchange(m, n, x, a):
-        return (torch.logaddexp(m + a, torch.logaddexp(n, x)), torch.logaddexp(m, n)), (m,)
-
-    program, _ = program_of("exchange", {"exchange": (exchange, sizes(_X, _X), sizes(_X, _X), [])})
-    with pytest.raises(Unchunkable, match="a sum of none has no derivative"):
-        chunk(program, analyse(program), 4)
-
-
-def test_coupled_beside_a_recurrence_over_numbers_there_is_no_chunk_program():
-    def both(m, n, h, x):
-        return (torch.maximum(m, n + x), torch.maximum(n, m), 0.5 * h + m), (h,)
-
-    loops = {"both": (both, sizes(_X, _X, _X), sizes(_X), [])}
-    program, _ = program_of("both", loops)
-    with pytest.raises(Unchunkable, match="coupled carries in another semiring"):
-        chunk(program, analyse(program), 4)
 
 
 def test_beside_a_recurrence_over_numbers_there_is_no_chunk_program():

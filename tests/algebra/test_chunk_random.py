@@ -47,6 +47,12 @@ def test_some_random_steps():
     assert sum(tried(seed) for seed in range(80)) > 40
 
 
+@pytest.mark.parametrize("seed", [1177, 2150])
+def test_carries_coupled_in_another_semiring(seed):
+    """Steps for which products of small matrices once gave wrong chunks."""
+    tried(seed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(20))
 def test_many_random_steps(block):

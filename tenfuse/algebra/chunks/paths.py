@@ -1,9 +1,9 @@
 """Matrices in another semiring over a whole chunk: products of steps, in a tree.
 
-Takes a stage ``h_t = A_t h_{t-1} + b_t`` whose sums and products are those of (max, +), (min, +),
-(logaddexp, +) or (or, and), A a matrix over axes of the carry, over several carries, or both; leaves
-every later read of the states, and the states after the chunk.  Steps are pairs (A, b), and two
-steps are one:
+Takes a stage ``h_t = A_t h_{t-1} + b_t`` of one carry whose sums and products are those of
+(max, +), (min, +), (logaddexp, +) or (or, and), A a matrix over axes of the carry; leaves every
+later read of the state, and the state after the chunk.  Steps are pairs (A, b), and two steps are
+one:
 
     (A_2, b_2) (A_1, b_1) = (A_2 A_1, A_2 b_1 + b_2)
 
@@ -11,8 +11,6 @@ A chunk has one axis of positions per prime factor of its length.  Up the tree, 
 the innermost axis become one, then those of the next; the last pair, which no state reaches, takes
 the state over the whole chunk by one product.  Down the tree, the states before every position
 follow from that before the chunk by products with vectors.
-Refuses carries coupled in (logaddexp, +): entries that no path reaches would be minus infinity on both
-sides of a sum, whose derivative is NaN where the loop has a number.
 Sources: Blelloch 1990, "Prefix sums and their applications"; Särkkä and García-Fernández 2021,
 "Temporal parallelization of Bayesian smoothers", for the same scan over Markov models.
 """
@@ -23,10 +21,9 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from tenfuse.algebra.chunks.entries import picked, stacked
 from tenfuse.algebra.chunks.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.chunks.response import Linear
-from tenfuse.algebra.recurrence import Affine, Recurrence, Stage
+from tenfuse.algebra.recurrence import Recurrence, Stage
 from tenfuse.algebra.rings import RINGS, product, reduced
 from tenfuse.step.program import AxisName, CarrySpec, Position, Ref
 
@@ -38,8 +35,7 @@ def mixing(recurrence: Recurrence) -> bool:
     """Whether every stage is over another semiring, and one of them has a matrix."""
     terms = [t for s in recurrence.stages for u in s.updates for t in u.terms]
     others = all(s.semiring != "sum-product" for s in recurrence.stages)
-    coupled = any(len(s.carries) > 1 for s in recurrence.stages)
-    return others and (coupled or any(t.contracted for t in terms))
+    return others and any(t.contracted for t in terms)
 
 
 def factors(length: int) -> list[int]:
@@ -54,23 +50,20 @@ def factors(length: int) -> list[int]:
 
 
 class ChunkedPaths:
-    """The states of a stage's carries, over the names ``axes`` of the first one's update."""
+    """The states of one carry."""
 
     def __init__(self, stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> None:
+        if len(stage.carries) > 1:
+            raise Unchunkable("several carries are coupled in another semiring than sum and product")
         self.lift, self.build, self.ring = lift, lift.build, RINGS[stage.semiring]
-        if self.ring.name == "log-plus" and len(stage.carries) > 1:
-            raise Unchunkable("carries are coupled in (logaddexp, +), where a sum of none has no derivative")
-        self.carries, self.names = stage.carries, [carries[j].next_axes for j in stage.carries]
-        self.axes = self.names[0]
-        if any([lift.sizes[a] for a in own] != [lift.sizes[a] for a in self.axes] for own in self.names):
-            raise Unchunkable("coupled carries have different axes")
-        reads = [self._reads(i, u) for i, u in enumerate(stage.updates)]
-        self.member = lift.fresh("member", len(self.carries)) if len(self.carries) > 1 else ""
-        self.rows = ((self.member,) if self.member else ()) + self._mixed(reads)
+        (self.carry,) = stage.carries
+        self.axes = carries[self.carry].next_axes
+        reads = self._reads(stage)
+        self.rows = tuple(own for i, own in enumerate(self.axes) if any(r.names[i] in r.bound for r in reads))
         self.cols = tuple(lift.fresh(a) for a in self.rows)
-        step = self._matrix(reads), self._offset(stage)
-        starts = [self.build.input("carry", j, self.axes) for j in self.carries]
-        self.start = stacked(self.build, starts, self.member)
+        offset = stage.updates[0].offset
+        step = self._matrix(reads), None if offset is None else self._truth(lift.value(offset))
+        self.start = self.build.input("carry", self.carry, self.axes)
         levels = self._up(step)
         self.whole = levels.pop()
         self.before = self._down(levels)
@@ -80,8 +73,7 @@ class ChunkedPaths:
 
     def read(self, read: Read) -> Ref:
         moved, back = aligned_to(self.build, read, self.axes, self.lift.fresh)
-        states = self.after if read.after else self.before
-        value = picked(self.build, states, self.member, self.carries.index(read.carry))
+        value = self.after if read.after else self.before
         return self.build.rename(self.lift.sums.product([*moved.factors, value], moved.bound), back)
 
     def split(self, read: Read) -> Linear | None:
@@ -89,10 +81,7 @@ class ChunkedPaths:
         return None
 
     def final(self, carry: int) -> Ref:
-        i = self.carries.index(carry)
-        names = dict(zip(self.axes, self.names[i], strict=True))
-        states = self._applied(self.whole, self.start)
-        return self.build.rename(picked(self.build, states, self.member, i), names)
+        return self._applied(self.whole, self.start)
 
     # -- the tree -------------------------------------------------------------------------
 
@@ -149,65 +138,35 @@ class ChunkedPaths:
 
     def _picked(self, pair: Pair, axis: AxisName, index: int) -> Pair:
         matrix, offset = pair
-        return picked(self.build, matrix, axis, index), (
-            None if offset is None else picked(self.build, offset, axis, index)
-        )
+        return self._entry(matrix, axis, index), None if offset is None else self._entry(offset, axis, index)
+
+    def _entry(self, ref: Ref, axis: AxisName, index: int) -> Ref:
+        if axis not in self.build.axes[ref]:
+            return ref
+        here = self.build.call("eq", self.build.add(Position(axis)), self.build.const(index))
+        return self.build.contract(self.build.call("where", here, ref, self.build.const(0.0)), axis)
 
     # -- the step -------------------------------------------------------------------------
 
-    def _reads(self, i: int, update: Affine) -> list[Read]:
-        """What the update of carry ``i`` reads, over the common names."""
-        form = self.lift.affine(dataclasses.replace(update, offset=None))
+    def _reads(self, stage: Stage) -> tuple[Read, ...]:
+        form = self.lift.affine(dataclasses.replace(stage.updates[0], offset=None))
         if form.offset is not None:
             raise Unchunkable("the update reads a nonlinear function of the state")
-        names, found = dict(zip(self.names[i], self.axes, strict=True)), list[Read]()
         for read in form.reads:
-            if read.carry not in self.carries or read.after:
+            if (read.carry, read.after) != (self.carry, False):
                 raise Unchunkable("the update reads another carry")
-            kept = zip(self.names[i], read.names, strict=True)
+            kept = zip(self.axes, read.names, strict=True)
             if any(own != name for own, name in kept if name not in read.bound):
                 raise Unchunkable("the update permutes dimensions of its carry")
-            found.append(
-                dataclasses.replace(
-                    read,
-                    names=tuple(a if a in read.bound else names[a] for a in read.names),
-                    factors=tuple(self.build.rename(f, names) for f in read.factors),
-                )
-            )
-        if not found:
+        if not form.reads:
             raise Unchunkable("the update does not read its carry")
-        return found
+        return form.reads
 
-    def _mixed(self, reads: Sequence[Sequence[Read]]) -> tuple[AxisName, ...]:
-        """The axes of the carries that some term sums over."""
-        every = [r for line in reads for r in line]
-        return tuple(own for k, own in enumerate(self.axes) if any(r.names[k] in r.bound for r in every))
-
-    def _offset(self, stage: Stage) -> Ref | None:
-        """``b`` over ``rows``."""
-        if all(u.offset is None for u in stage.updates):
-            return None
-        entries = []
-        for own, update in zip(self.names, stage.updates, strict=True):
-            names = dict(zip(own, self.axes, strict=True))
-            zero = self.build.const(self.ring.zero)
-            offset = zero if update.offset is None else self._truth(self.lift.value(update.offset))
-            entries.append(self.build.rename(offset, names))
-        return stacked(self.build, entries, self.member)
-
-    def _matrix(self, reads: Sequence[Sequence[Read]]) -> Ref:
+    def _matrix(self, reads: Sequence[Read]) -> Ref:
         """``A`` over ``rows`` and ``cols``."""
         cols = dict(zip(self.rows, self.cols, strict=True))
-        member = cols.pop(self.member, "")
-        lines = []
-        for line in reads:
-            entries = [[self._coefficient(r, cols) for r in line if r.carry == j] for j in self.carries]
-            lines.append(stacked(self.build, [self._plus(parts) for parts in entries], member))
-        return stacked(self.build, lines, self.member)
-
-    def _plus(self, parts: Sequence[Ref]) -> Ref:
-        """Their sum; of none, the semiring's zero."""
-        total = parts[0] if parts else self.build.const(self.ring.zero)
+        parts = [self._coefficient(read, cols) for read in reads]
+        total = parts[0]
         for part in parts[1:]:
             total = self.build.call(self.ring.plus, total, part)
         return total
