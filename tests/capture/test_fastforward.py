@@ -1,73 +1,15 @@
 """Steps that are copied: the graph is the one that tracing every step makes."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
-import torch.fx as fx
+from copied import T, same, traced, x
 from torch import nn
 from torch._dynamo.utils import counters
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
-from tenfuse import config
 from tenfuse.backend import explain_backend
-from tenfuse.capture import door
-from tenfuse.capture.ahead import fastforward
-
-T = 40
-
-
-def traced(function, inputs, ahead, dynamic=False):
-    """The graphs of ``function``, as lists of plain values, and how many steps were copied."""
-    torch._dynamo.reset()
-    fastforward._refused.clear()
-    counters["tenfuse"].clear()
-    graphs = []
-
-    def backend(gm, example_inputs):
-        graphs.append([plainly(m.graph) for m in gm.modules() if isinstance(m, fx.GraphModule)])
-        return gm.forward
-
-    marked = door.ours(backend, config.Options(fast_forward=ahead))
-    result = torch.compile(function, backend=marked, dynamic=dynamic)(*inputs)
-    return graphs, counters["tenfuse"]["forwarded"], result
-
-
-def plainly(graph):
-    place = {node: i for i, node in enumerate(graph.nodes)}
-    memory = {}
-    return [
-        (node.op, str(node.target) if node.op != "placeholder" else "",
-         fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{place[n]}"),
-         shown(node.meta.get("example_value"), memory))
-        for node in graph.nodes
-    ]  # fmt: skip
-
-
-def shown(value, memory):
-    if isinstance(value, (tuple, list)):
-        return [shown(v, memory) for v in value]
-    if not isinstance(value, FakeTensor):
-        return str(value)
-    held = memory.setdefault(value.untyped_storage()._cdata, len(memory))
-    sizes = str((tuple(value.shape), value.stride(), value.storage_offset()))
-    return (sizes, value.dtype, value.device, value.requires_grad, held)
-
-
-def same(function, *inputs, copied=None, dynamic=False):
-    """Both ways of tracing make the same graphs and results; ``copied`` steps in one of them."""
-    slow, none, wanted = traced(function, inputs, False, dynamic)
-    fast, some, found = traced(function, inputs, True, dynamic)
-    assert none == 0
-    assert fast == slow
-    torch.testing.assert_close(found, wanted)
-    assert some == (T - 3 if copied is None else copied), "steps were copied"
-
-
-def x(*sizes):
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
 
 
 def test_states_and_outputs():
@@ -158,7 +100,7 @@ def test_tuples_and_lists_of_states():
             out.append((layers[1], state[0]))
         return torch.stack([a + b for a, b in out]), state, fresh[0]
 
-    same(model, x(T, 3), x(3), x(3))
+    same(model, x(T, 3), x(3), x(3), copied=2 * (T - 3))
 
 
 def test_the_token_before():
@@ -259,176 +201,7 @@ def test_variables_that_a_comprehension_uses():
             out.append(h * t)
         return torch.stack([o + t for o in out]), kept
 
-    same(model, x(2, T, 3), x(2, T, 3), x(2, 3))
-
-
-@dataclasses.dataclass
-class Memory:
-    value: torch.Tensor
-
-
-def odd_steps(xs, h):
-    for t in range(T):
-        h = h + xs[t]
-        if t % 8 == 7:
-            h = h.detach()
-    return h
-
-
-def a_special_step(xs, h):
-    for t in range(T):
-        h = h * 2 if t == 30 else h + xs[t]
-    return h
-
-
-def by_length(xs, h):
-    out = []
-    for t in range(T):
-        h = h + xs[t]
-        out.append(h)
-        if len(out) == 20:
-            h = h * 2
-    return torch.stack(out)
-
-
-def by_counter(xs, h):
-    n = 0
-    for t in range(T):
-        n = n + 1
-        h = h * 2 if n == 25 else h + xs[t]
-    return h
-
-
-def by_iterator(xs, h):
-    rows = iter(xs.unbind(0))
-    for _ in range(T):
-        h = h + next(rows)
-    return h
-
-
-def by_table(xs, h):
-    table = [1.0] * 20 + [2.0] * (T - 20)
-    for t in range(T):
-        h = h * table[t] + xs[t]
-    return h
-
-
-def by_object(xs, h):
-    memory = Memory(h)
-    for t in range(T):
-        memory.value = memory.value + xs[t]
-    return memory.value
-
-
-def by_window(xs, h):
-    window = [h, h]
-    for t in range(T):
-        window.append(window[0] + xs[t])
-        window.pop(0)
-    return window[1]
-
-
-def by_growth(xs, h):
-    for t in range(T):
-        h = torch.cat([h, xs[t]])
-    return h
-
-
-def by_shape(xs, h):
-    for t in range(T):
-        h = h + xs[: t + 1].sum(0)
-    return h
-
-
-def by_first_entry(xs, h):
-    out = [h]
-    for t in range(T):
-        out.append(out[0] + out[len(out) // 2] + xs[t])
-    return torch.stack(out)
-
-
-def by_type(xs, h):
-    for t in range(T):
-        h = (h + xs[t]).double() if t > 29 else h + xs[t]
-    return h
-
-
-def by_attribute(xs, h):
-    xs.seen = 0
-    for t in range(T):
-        xs.seen = xs.seen + 1
-        h = h + xs[t] * xs.seen
-    return h
-
-
-def by_closure(xs, h):
-    n = 0
-
-    def count():
-        nonlocal n
-        n += 1
-        return n
-
-    for t in range(T):
-        h = h + xs[t] * count()
-    return h
-
-
-def by_dictionary(xs, h):
-    seen = {}
-    for t in range(T):
-        seen[t] = h
-        h = h + xs[t] + len(seen)
-    return h
-
-
-def by_a_list_changed_and_replaced(xs, h):
-    layers = [h, h]
-    for t in range(T):
-        layers[0] = layers[0] + xs[t]
-        layers = [v * 0.5 for v in layers]
-    return layers[0]
-
-
-def by_the_end_of_a_long_list(xs, h):
-    out = []
-    for v in xs.repeat(3, 1).unbind(0):
-        out.append(v)
-    for t in range(T):
-        out.append(out[-1] + xs[t] + h)
-    return torch.stack(out)
-
-
-def by_a_shape_turned_in_place(xs, h):
-    table = xs.repeat(1, 2).clone()
-    for t in range(T):
-        table.t_()
-        h = h + xs[t] * table[0, 0]
-    return h, table
-
-
-def by_place_in_memory(xs, h):
-    v = xs[0]
-    for t in range(T):
-        h = h + v if v.storage_offset() < 60 else h * v
-        v = xs[t]
-    return h
-
-
-def by_break(xs, h):
-    for t in range(T):
-        if t == 33:
-            break
-        h = h + xs[t]
-    return h
-
-
-@pytest.mark.parametrize(
-    "model", [f for n, f in sorted(globals().items()) if n.startswith("by_")] + [odd_steps, a_special_step]
-)
-def test_steps_that_are_no_copies(model):
-    copied = {by_window: T - 3}.get(model, 0)
-    same(model, x(T, 3), x(3), copied=copied)
+    same(model, x(2, T, 3), x(2, T, 3), x(2, 3), copied=2 * (T - 3))
 
 
 def test_a_last_step_that_differs():
@@ -450,16 +223,6 @@ def test_gradients_are_cut_in_some_steps_only():
 
     same(model, x(T, 3).requires_grad_(), x(3), False)
     same(model, x(T, 3).requires_grad_(), x(3), True)
-
-
-def test_graph_breaks():
-    def model(xs, h):
-        for t in range(T):
-            h = h + xs[t]
-            torch._dynamo.graph_break()
-        return h
-
-    same(model, x(T, 3), x(3), copied=0)
 
 
 class Decayed(torch.autograd.Function):

@@ -1,14 +1,14 @@
 """Steps written into a graph as copies of one step, in place of being traced.
 
-Takes the nodes of one traced step, in which a symbolic integer counts the steps; leaves in the graph
-what tracing would have left, node for node, with their example values.  Refuses (``NotUniform``) a step
-in which the shape of a tensor depends on the number of the step.
+Takes the nodes of one traced step, in which symbolic integers stand for the numbers that differ from step
+to step; leaves in the graph what tracing would have left, node for node, with their example values.
+Refuses (``NotUniform``) a step in which the shape of a tensor depends on such a number.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -32,19 +32,17 @@ class Step:
     """One step to be copied."""
 
     nodes: tuple[fx.Node, ...]
-    number: fx.Node
-    """Stands for the number of the step."""
     folded: frozenset[fx.Node]
-    """Nodes that compute with that number only, and are numbers in a copy."""
+    """Nodes that compute with the step's numbers only, and are numbers in a copy."""
     fresh: frozenset[fx.Node]
     """Nodes that make a tensor of its own memory: any tensor of that shape shows what they are."""
     views: dict[fx.Node, fx.Node]
     """Node that is another in place, or shows its memory, and that other."""
 
 
-def step(nodes: Sequence[fx.Node], number: fx.Node) -> Step:
-    """The step that ``nodes`` are."""
-    symbols = number.meta[EXAMPLE].node.expr.free_symbols
+def step(nodes: Sequence[fx.Node], numbers: Iterable[fx.Node]) -> Step:
+    """The step that ``nodes`` are; ``numbers`` are symbolic integers that differ from step to step."""
+    symbols = {symbol for number in numbers for symbol in _symbols(number.meta[EXAMPLE])}
     folded: set[fx.Node] = set()
     for node in nodes:
         if node.op not in ("call_function", "call_method"):
@@ -56,7 +54,7 @@ def step(nodes: Sequence[fx.Node], number: fx.Node) -> Step:
             raise NotUniform(f"the shape of {node} depends on the step")
     plain = [node for node in nodes if _plain(node.meta.get(EXAMPLE))]
     fresh = frozenset(node for node in plain if _own(node))
-    return Step(tuple(nodes), number, frozenset(folded), fresh, {n: s for n in plain if (s := _viewed(n))})
+    return Step(tuple(nodes), frozenset(folded), fresh, {n: s for n in plain if (s := _viewed(n))})
 
 
 def _symbols(value: Any) -> set[Any]:
@@ -109,14 +107,12 @@ class Copier:
     graph: fx.Graph
     shown: Callable[[fx.Node], Any]
 
-    def copy(
-        self, number: int, entering: Mapping[fx.Node, Value], seen: Set[fx.Node]
-    ) -> dict[fx.Node, Value]:
-        """Step ``number``; ``entering``: what the step finds for nodes that are none of its own.
+    def copy(self, entering: Mapping[fx.Node, Value], seen: Set[fx.Node]) -> dict[fx.Node, Value]:
+        """One more step; ``entering``: what it finds for nodes that are none of its own.
 
         The nodes of ``seen`` are run, so that their example values have a history of gradients.
         """
-        made: dict[fx.Node, Value] = {**entering, self.step.number: number}
+        made: dict[fx.Node, Value] = dict(entering)
 
         def found(node: fx.Node) -> Value:
             return made.get(node, node)

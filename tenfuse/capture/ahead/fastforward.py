@@ -1,4 +1,4 @@
-"""Long ``range`` loops: a few steps are traced, the others are copies of one of them.
+"""Long loops: a few steps are traced, the others are copies of one of them.
 
 Dynamo interprets every step of a loop, about a millisecond per operation.  When it has traced the first
 two steps for tenfuse, the third is *tried* (``trial``): if it is proved to be what all the steps after
@@ -22,9 +22,12 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import RestartAnalysis, SpeculationRestartAnalysis
-from torch._dynamo.symbolic_convert import InstructionTranslatorBase
-from torch._dynamo.variables.lists import RangeIteratorVariable
+from torch._dynamo.symbolic_convert import (
+    InliningGeneratorInstructionTranslator,
+    InstructionTranslatorBase,
+)
 
+from tenfuse.capture.ahead.iterators import Item, Source, apart, item, source
 from tenfuse.capture.ahead.replay import replay
 from tenfuse.capture.ahead.trial import Trial
 from tenfuse.collector import paused
@@ -52,10 +55,12 @@ def install(wanted: Callable[[Any], bool]) -> None:
 
     @functools.wraps(original)
     def for_iter(tx: Any, inst: Any) -> None:
-        if _due(tx, inst, wanted):
-            _try(tx, inst, functools.partial(original, tx, inst))
+        advance = functools.partial(original, tx, inst)
+        steps = _steps(tx) if _due(tx, inst, wanted) else None
+        if steps is None:
+            advance()
         else:
-            original(tx, inst)
+            _try(tx, inst, steps, advance)
 
     for_iter.__dict__[_MARK] = True
     for kind in _and_below(InstructionTranslatorBase):
@@ -90,14 +95,12 @@ class _State:
 
 
 def _due(tx: Any, inst: Any, wanted: Callable[[Any], bool]) -> bool:
-    """Whether this is the step of a long loop that is to be tried."""
-    loop = tx.stack[-1]
-    if type(loop) is not RangeIteratorVariable or type(loop.len) is not int:
-        return False
+    """Whether this is a step of a loop that may be tried."""
+    if isinstance(tx, InliningGeneratorInstructionTranslator):
+        return False  # between two of its steps others are traced
     state = _State.of(tx)
     return (
-        state.begun(loop) == AHEAD
-        and loop.len >= LEAST
+        state.begun(tx.stack[-1]) == AHEAD
         and not state.trying
         and _failures(tx) < _FAILURES
         and inst.offset not in _refused.get(tx.f_code, ())
@@ -106,16 +109,26 @@ def _due(tx: Any, inst: Any, wanted: Callable[[Any], bool]) -> bool:
     )
 
 
+def _steps(tx: Any) -> tuple[Source, Item] | None:
+    """Where the steps to come take from, and what all but the last do; None where that is not known, or
+    where they are few."""
+    found = source(tx.stack[-1])
+    if found is None or found.left() < LEAST:
+        return None
+    taken = item(found.next(found.left() - 1))
+    return (found, taken) if taken is not None and apart(taken) else None
+
+
 def _failures(tx: Any) -> int:
     return tx.speculation_log.__dict__.get("_tenfuse_failures", 0)  # type: ignore[no-any-return]
 
 
-def _try(tx: Any, inst: Any, advance: Callable[[], None]) -> None:
+def _try(tx: Any, inst: Any, steps: tuple[Source, Item], advance: Callable[[], None]) -> None:
     state = _State.of(tx)
     state.trying = True
     try:
         with paused():
-            replay(tx, Trial(tx, inst).run(advance))
+            replay(tx, Trial(tx, inst, *steps).run(advance))
     except SpeculationRestartAnalysis as error:
         reason: Exception = error
     except RestartAnalysis:

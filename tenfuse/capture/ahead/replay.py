@@ -17,39 +17,39 @@ from torch._dynamo.variables.tensor import SymNodeVariable
 
 from tenfuse.capture.ahead.copies import Copier, NotUniform, step
 from tenfuse.capture.ahead.tracer import noted_by
-from tenfuse.capture.ahead.trial import Tried
+from tenfuse.capture.ahead.trial import Tried, number_of_step
 from tenfuse.capture.ahead.watched import is_stand_in, nodes_of
 
 
 def replay(tx: Any, tried: Tried) -> None:
     """Write the steps; the last is left to the iterator on top of the stack of ``tx``."""
-    loop, tracer = tx.stack[-1], tx.output.current_tracer
+    tracer, numbers = tx.output.current_tracer, [n for n in tried.taken if n.target is number_of_step]
     appended = {id(held): held.after[len(held.before) :] for held in tried.lists}
     listed = {node for new in appended.values() for v in new for node in nodes_of(v)}
     handed = {node for v in tried.carried.values() for node in nodes_of(v)}
     copier = Copier(
-        step(tried.nodes, tried.number), tracer.graph,
+        step(tried.nodes, numbers), tracer.graph,
         lambda node: get_fake_value(node, tx, allow_non_graph_fake=False),
     )  # fmt: skip
     for held in tried.lists:
-        held.variable.items = list(held.original)
-    numbers = [loop.start + at * loop.step for at in range(-1, loop.len - 1)]
+        held.variable.items = held.original
     noted = noted_by(tracer)
     noted -= set(tried.noted)
     entering = dict(tried.original)
-    for number in numbers:
-        nodes = {stand_in: v.as_proxy().node for stand_in, v in entering.items()}
-        made = copier.copy(number, nodes, listed | handed if number == numbers[-1] else listed)
+    for at in range(tried.steps):
+        entering |= {node: values[at] for node, values in tried.taken.items()}
+        nodes = {node: v if isinstance(v, int) else v.as_proxy().node for node, v in entering.items()}
+        made = copier.copy(nodes, listed | handed if at == tried.steps - 1 else listed)
         copied = _Copied(tracer, made, entering)
         for held in tried.lists:
             held.variable.items.extend(copied.of(v) for v in appended[id(held)])
         noted.update(v for v in map(copied.of, tried.noted) if type(v) is not ConstantVariable)
         entering = entering | {s: copied.of(v) for s, v in tried.carried.items()} | _from_the_end(tried)
     _leave(tried, copied)
-    loop.start, loop.len = loop.start + (loop.len - 1) * loop.step, 1
-    for node in [*reversed(tried.nodes), tried.number, *tried.original]:
+    tried.source.skip(tried.steps - 1)
+    for node in [*reversed(tried.nodes), *tried.taken, *tried.original]:
         tracer.graph.erase_node(node)
-    counters["tenfuse"]["forwarded"] += len(numbers)
+    counters["tenfuse"]["forwarded"] += tried.steps
 
 
 def _from_the_end(tried: Tried) -> dict[fx.Node, Any]:
@@ -76,7 +76,7 @@ def _leave(tried: Tried, copied: _Copied) -> None:
     tried.places.drop(dead)
     for held in tried.lists:
         if held.grown == 0:
-            held.variable.items = [copied.of(v) for v in held.after]
+            held.variable.items[:] = [copied.of(v) for v in held.after]
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -129,10 +129,11 @@ def noted_by(tracer: Any) -> Any:
     return getattr(tracer, _NOTED[0]) if hasattr(tracer, _NOTED[0]) else getattr(tracer, _NOTED[1])
 
 
-def decided(shapes: Any, symbol: Any, bounds: ValueRanges[Any]) -> bool:
-    """Whether anything about ``symbol`` was settled since it was made, with these ``bounds``."""
+def decided(shapes: Any, bounds: Mapping[Any, ValueRanges[Any]]) -> bool:
+    """Whether anything about the symbols was settled since they were made, with these ``bounds``."""
     settled = (*(guard.expr for guard in shapes.guards), *shapes.replacements, *shapes.replacements.values())
-    return shapes.var_to_range[symbol] != bounds or any(symbol in each.free_symbols for each in settled)
+    narrowed = any(shapes.var_to_range[symbol] != between for symbol, between in bounds.items())
+    return narrowed or any(symbol in each.free_symbols for each in settled for symbol in bounds)
 
 
 def known(variable: Any) -> list[Any]:

@@ -1,20 +1,22 @@
 """One step of a loop, traced once for all that follow it.
 
-The step is traced with a *symbolic* number, and with stand-ins for the tensors that steps hand on.  It
-stands for every later step if
+The step is traced with *symbolic* numbers in place of those it takes from its iterator, and with stand-ins
+for the tensors that it takes and that steps hand on.  It stands for every later step if
 
-- nothing was decided by its number: the tracer left no guard on it, over the range of all its values;
+- nothing was decided by a number: the tracer left no guard on it, over the range of all its values;
+- it took from its iterator once, and did not change the list that it runs over;
 - it left the tracer as it found it, but for local variables, which hold the same kinds of tensor as
   before (whatever the tracer knows of a tensor is equal), and lists, of which fixed ones hold the same
   kinds of tensor and growing ones were only appended to and read from their end.
 
-Then tracing the next step would take the same course, with other tensors for the stand-ins: by
-induction, all of them.  ``NotUniform`` says that this was not so; nothing is left behind then that could
-be used, and the tracer has to start again.
+Then tracing the next step would take the same course, with other numbers, and other tensors for the
+stand-ins: by induction, all of them.  ``NotUniform`` says that this was not so; nothing is left behind then
+that could be used, and the tracer has to start again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
+from tenfuse.capture.ahead.iterators import Item, Listed, Numbers, Source, Tensors
 from tenfuse.capture.ahead.places import Places
 from tenfuse.capture.ahead.tracer import (
     decided,
@@ -41,13 +44,13 @@ from tenfuse.capture.ahead.tracer import (
     surroundings,
     tracing,
 )
-from tenfuse.capture.ahead.watched import Held, StandIns
+from tenfuse.capture.ahead.watched import Held, StandIns, Watched
 
 _names = itertools.count()
 
 
-def _number_of_step() -> int:
-    """Stands for the number of the step, in the step that is tried only."""
+def number_of_step() -> int:
+    """Stands for a number that the step takes, in the step that is tried only."""
     raise AssertionError("never in a finished graph")
 
 
@@ -55,8 +58,12 @@ def _number_of_step() -> int:
 class Tried:
     """A step that stands for those after it, and what the tracer holds at its end."""
 
+    source: Source
+    steps: int
+    """From this to the last but one."""
     nodes: tuple[fx.Node, ...]
-    number: fx.Node
+    taken: dict[fx.Node, tuple[Any, ...]]
+    """What stands for a number or a tensor that steps take -> the numbers or variables that they take."""
     original: dict[fx.Node, Any]
     """Stand-in -> the variable it stands for."""
     carried: dict[fx.Node, Any]
@@ -71,10 +78,11 @@ class Tried:
 
 
 class Trial:
-    """The step that starts at ``inst``, the ``FOR_ITER`` of a loop over a ``range``."""
+    """The step that starts at ``inst``; ``item`` is what it and those after it take from ``source``."""
 
-    def __init__(self, tx: Any, inst: Any) -> None:
-        self.tx, self.loop, self.tracer = tx, tx.stack[-1], tx.output.current_tracer
+    def __init__(self, tx: Any, inst: Any, source: Source, item: Item) -> None:
+        self.tx, self.source, self.item, self.tracer = tx, source, item, tx.output.current_tracer
+        self.steps = source.left() - 1
         self.graph: fx.Graph = self.tracer.graph
         self.head, self.end = tx.instructions.index(inst), tx.instructions.index(inst.target)
         stores = (i.argval for i in tx.instructions[self.head : self.end] if "STORE_FAST" in i.opname)
@@ -85,33 +93,34 @@ class Trial:
         self.live |= self.places.cells.keys()
         self.stand_ins = StandIns(self.tracer)
         self.carried: dict[fx.Node, Any] = {}
+        self.taken: dict[fx.Node, tuple[Any, ...]] = {}
+        self.bounds: dict[Any, ValueRanges[Any]] = {}
+        """Of the symbols of the numbers among these."""
 
     def run(self, advance: Callable[[], None]) -> Tried:
         """Trace the step; ``advance`` takes one from the iterator.  Raises ``NotUniform``."""
-        store = self.tx.instructions[self.head + 1]
-        if store.opname != "STORE_FAST" and store.argval not in self.places.cells:
-            raise NotUniform("the number of the step is no local variable")
+        targets = self._targets()
         before = self._stand_in()
-        number, symbol, bounds = self._number()
+        item = self._stands_for(self.item, {})
         start = next(iter(reversed(self.graph.nodes)))
         shapes = {node: geometry(node.meta.get(EXAMPLE)) for node in self.graph.nodes}
         around = surroundings(self.tx, self.graph)
         noted = set(noted_by(self.tracer))
         with recorded() as (made, changed):
-            self._trace(advance, number)
+            self._trace(advance, item)
         for held in self.stand_ins.lists:
             held.release()
         if around != surroundings(self.tx, self.graph):
             raise NotUniform("a step leaves more than nodes behind it")
-        if decided(self.tx.output.shape_env, symbol, bounds):
+        if decided(self.tx.output.shape_env, self.bounds):
             raise NotUniform("something was decided by the number of the step")
         nodes = _after(self.graph, start)
         for read in {source for node in nodes for source in node.all_input_nodes} & shapes.keys():
             if shapes[read] != geometry(read.meta.get(EXAMPLE)):
                 raise NotUniform(f"a step changes the shape of {read}")
-        self._compare(before, store.argval, {id(v) for v in made}, changed)
+        self._compare(before, targets, {id(v) for v in made}, changed)
         return Tried(
-            tuple(nodes), number.as_proxy().node, self.stand_ins.original, self.carried,
+            self.source, self.steps, tuple(nodes), self.taken, self.stand_ins.original, self.carried,
             tuple(self.stand_ins.lists), frozenset(self.stored), frozenset(self.stored & self.live),
             self.places, tuple(v for v in noted_by(self.tracer) if v not in noted),
         )  # fmt: skip
@@ -122,12 +131,48 @@ class Trial:
             replaced = name in self.stored & self.live
             if replaced or isinstance(variable, (ListVariable, TupleVariable)):
                 self.places.write(name, self.stand_ins.of(variable, replaced))
+        for variable in self.tx.stack:
+            if type(variable) is ListVariable:
+                self.stand_ins.of(variable, False)
         return self.places.read()
 
-    def _number(self) -> tuple[Any, Any, Any]:
-        """The symbolic number of the step, its symbol and bounds: any step from this to the last but one."""
-        first, last = self.loop.start, self.loop.start + (self.loop.len - 2) * self.loop.step
-        bounds: ValueRanges[Any] = ValueRanges(min(first, last), max(first, last))
+    def _targets(self) -> set[str]:
+        """The local variables that a step takes from the iterator."""
+        found: set[str] = set()
+        waiting = 1
+        for inst in self.tx.instructions[self.head + 1 :]:
+            if inst.opname == "UNPACK_SEQUENCE":
+                waiting += inst.argval - 1
+            elif inst.opname == "STORE_FAST" or inst.argval in self.places.cells:
+                waiting -= 1
+                found.add(inst.argval)
+            elif inst.opname == "STORE_FAST_STORE_FAST":
+                waiting -= 2
+                found.update(inst.argval)
+            elif inst.opname == "STORE_FAST_LOAD_FAST":
+                waiting -= 1
+                found.add(inst.argval[0])
+            else:
+                break
+            if waiting <= 0:
+                return found
+        raise NotUniform("what a step takes are no local variables")
+
+    def _stands_for(self, item: Item, known: dict[tuple[int, ...], Any]) -> Any:
+        """A variable for what the step takes; ``known`` are the tensors that stand for some already."""
+        if isinstance(item, Numbers):
+            return self._number(item.values)
+        if not isinstance(item, Tensors):
+            return TupleVariable([self._stands_for(each, known) for each in item.each])
+        which = tuple(map(id, item.values))
+        if which not in known:
+            known[which] = self.stand_ins.make(item.values[0])
+            self.taken[known[which].as_proxy().node] = item.values
+        return known[which]
+
+    def _number(self, values: tuple[int, ...]) -> Any:
+        """A symbolic number between the least and the largest of ``values``."""
+        first, bounds = values[0], ValueRanges(min(values), max(values))
         shapes = self.tx.output.shape_env
         source = ConstantSource(f"__number_of_step_{next(_names)}")
         symbol = shapes.create_symbol(
@@ -136,29 +181,43 @@ class Trial:
         )  # fmt: skip
         shapes.var_to_range[symbol] = bounds
         value = shapes.create_symintnode(symbol, hint=first, source=source)
-        proxy = self.tracer.create_proxy("call_function", _number_of_step, (), {})
+        proxy = self.tracer.create_proxy("call_function", number_of_step, (), {})
         set_example_value(proxy.node, value)
-        return SymNodeVariable(proxy, value), symbol, bounds
+        self.taken[proxy.node], self.bounds[symbol] = values, bounds
+        return SymNodeVariable(proxy, value)
 
-    def _trace(self, advance: Callable[[], None], number: Any) -> None:
-        """Interpret until the loop comes round, with ``number`` in place of the iterator's next."""
+    def _trace(self, advance: Callable[[], None], item: Any) -> None:
+        """Interpret until the loop comes round, with ``item`` in place of the iterator's next."""
         tx, depth = self.tx, len(self.tx.stack)
+        left = [part.left() for part in self.source.parts()]
         advance()
-        tx.stack[-1] = number
+        tx.stack[-1] = item
         with tracing(tx):
             while tx.instruction_pointer != self.head or len(tx.stack) != depth:
-                if not tx.step() or not self.head <= tx.instruction_pointer < self.end:
+                with self._appending():
+                    going = tx.step()
+                if not going or not self.head <= tx.instruction_pointer < self.end:
                     raise NotUniform("a step leaves the loop")
+        if [part.left() + 1 for part in self.source.parts()] != left:
+            raise NotUniform("a step takes more from its iterator")
 
-    def _compare(self, before: dict[str, Any], counter: str, made: set[int], changed: list[Any]) -> None:
+    def _appending(self) -> contextlib.AbstractContextManager[None]:
+        """For the next instruction: a comprehension appends to its list, which lies on the stack."""
+        inst = self.tx.instructions[self.tx.instruction_pointer]
+        into = self.tx.stack[-1 - inst.arg] if inst.opname == "LIST_APPEND" else None
+        return into.appending() if isinstance(into, Watched) else contextlib.nullcontext()
+
+    def _compare(self, before: dict[str, Any], targets: set[str], made: set[int], changed: list[Any]) -> None:
         """The variables before and after; those ``made`` by the step may be changed by it."""
         own = made | {id(held.variable) for held in self.stand_ins.lists}
         own |= {id(cell) for cell in self.places.cells.values()}
+        own |= {id(part.variable) for part in self.source.parts()}
+        over = {id(part.variable.items) for part in self.source.parts() if isinstance(part, Listed)}
         for variable in changed:
             if id(variable) not in own:
                 raise NotUniform(f"a step changes a {type(variable).__name__}")
         after = self.places.read()
-        for name in (before.keys() | after.keys()) - {counter}:
+        for name in (before.keys() | after.keys()) - targets:
             old, new = before.get(name), after.get(name)
             if old is new:
                 continue
@@ -167,6 +226,8 @@ class Trial:
             if name in self.live:
                 self._match(old, new, made)
         for held in self.stand_ins.lists:
+            if id(held.original) in over and held.changed:
+                raise NotUniform("a step changes the list that it runs over")
             if held.grown <= 0:
                 self._match_all(held.before, held.after, made)
             elif held.seen or any(a is not b for a, b in zip(held.before, held.after, strict=False)):

@@ -7,7 +7,9 @@ a list and read from its end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -61,6 +63,13 @@ class Watched(ListVariable):  # type: ignore[misc]
             return entries[at]
         return super().getitem_const(tx, arg)
 
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[None]:
+        """While the tracer appends to it for a comprehension, through all of its entries."""
+        seen = self.__dict__["_seen"]
+        yield
+        self.__dict__["_seen"] = seen
+
     def modified(self, items: list[Any], **kwargs: Any) -> Any:
         return ListVariable(items, **kwargs)
 
@@ -97,6 +106,10 @@ class Held:
     def grown(self) -> int:
         return len(self.after) - len(self.before)
 
+    @property
+    def changed(self) -> bool:
+        return self.grown != 0 or any(a is not b for a, b in zip(self.before, self.after, strict=True))
+
 
 class StandIns:
     """Stand-ins for the tensors of variables, and watched lists; the same variable, the same stand-in."""
@@ -115,12 +128,17 @@ class StandIns:
             self._known[id(variable)] = variable, self._of(variable, tensors)
         return self._known[id(variable)][1]
 
+    def make(self, variable: Any) -> Any:
+        """Another tensor of which the tracer knows what it knows of ``variable``."""
+        proxy = self.tracer.create_proxy("call_function", _handed_on, (variable.as_proxy(),), {})
+        set_example_value(proxy.node, variable.as_proxy().node.meta[EXAMPLE])
+        return variable.clone(proxy=proxy)
+
     def _of(self, variable: Any, tensors: bool) -> Any:
         if type(variable) is TensorVariable and tensors:
-            proxy = self.tracer.create_proxy("call_function", _handed_on, (variable.as_proxy(),), {})
-            set_example_value(proxy.node, variable.as_proxy().node.meta[EXAMPLE])
-            self.original[proxy.node] = variable
-            return variable.clone(proxy=proxy)
+            stand_in = self.make(variable)
+            self.original[stand_in.as_proxy().node] = variable
+            return stand_in
         if type(variable) is ListVariable and variable.is_mutable():
             entries = list(variable.items)
             if len(entries) <= _HELD:
