@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing as unhooked
 from torch._dynamo.utils import counters
 
 from tenfuse import account
@@ -75,7 +76,7 @@ def tenfuse(
     """
     chosen = Options.of(options)
     try:
-        with paused():
+        with paused(), unhooked():
             outcome = transform(gm, chosen, build=True)
     except Exception as error:
         counters["tenfuse"]["fallback"] += 1
@@ -120,7 +121,8 @@ def explain_backend(
     chosen = Options.of(options)
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
-        outcome = transform(gm, chosen, build=False)
+        with unhooked():
+            outcome = transform(gm, chosen, build=False)
         sink.extend(outcome.loops)
         if graphs is not None:
             graphs.append((_text(gm), _text(outcome.graph)))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing as unhooked
 from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves
 
@@ -34,7 +35,8 @@ def checked(compiled: Run, before: Run, after: Run, fallback: Callable[[], Run],
 
     def call(*args: Any) -> Any:
         if not chosen:
-            found = difference(before, after, args)
+            with unhooked():
+                found = difference(before, after, args)
             if found and strict:
                 raise ValidationError(found)
             if found:
