@@ -132,6 +132,11 @@ FIXED_POINT = _code(
     "the steps take no input and leave no output of their own: this is an iteration, not time",
     "nothing to do: it is left to the inner compiler",
 )
+TRANSFORMED = _code(
+    "TF109",
+    "the loop stands inside torch.func.grad, vmap or another transform of torch.func",
+    "use torch.autograd.grad, or a batch dimension of the model's own",
+)
 GRAPH_BREAK = _code(
     "TF120",
     "the body breaks the graph, so Dynamo leaves the whole loop to Python",

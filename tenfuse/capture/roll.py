@@ -276,6 +276,7 @@ class _Finder:
             self.failed.add(key)
             try:
                 self._refuse_opaque(segment)
+                self._refuse_wrapped(segment)
                 built = build(self.seq, self.ops, self.record, segment)
                 self._check_order(built.loop)
                 evidence = prove(built.loop)
@@ -306,6 +307,13 @@ class _Finder:
         if hi > lo:
             node = self.seq.nodes[self.opaque[lo]]
             raise reasons.refuse(reasons.ALIASED_WRITE, self.record.opaque[node], where(node))
+
+    def _refuse_wrapped(self, segment: Segment) -> None:
+        """The tensors of a transform have no memory of their own, and only some operators."""
+        step = self.seq.nodes[segment.start : segment.start + segment.period]
+        for value in (n.meta.get("example_value") for n in step):
+            if isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+                raise reasons.refuse(reasons.TRANSFORMED)
 
     def _span(self, segment: Segment) -> Span:
         nodes = self.seq.nodes[segment.start : segment.stop]
