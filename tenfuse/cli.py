@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = _command(commands, "bench", _bench, "time eager against compiled, with the errors")
     bench.add_argument("--format", choices=("text", "json"), default="text")
     bench.add_argument("--rounds", type=_positive, default=20, help="at most this many timings each (20)")
-    bench.add_argument("--seconds", type=float, default=10.0, help="at most this long per pass (10)")
+    bench.add_argument("--seconds", type=_duration, default=10.0, help="at most this long per pass (10)")
 
     doctor = commands.add_parser("doctor", help="try everything that compiling needs")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
@@ -89,6 +89,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _duration(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if (seconds := float(text)) > 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
 
 
 def _command(commands: Any, name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:

@@ -100,6 +100,7 @@ def test_targets(file, tmp_path, monkeypatch):
         ("no_such_module:Ema", "importing no_such_module failed: ModuleNotFoundError"),
         ("{file}:Emma", "has no 'Emma'; did you mean 'Ema'?"),
         ("{file}:Needy", "cannot be built without arguments"),
+        ("{file}:torch", "neither an nn.Module nor a function, but a 'module'"),
     ],
 )
 def test_bad_targets_are_one_clear_line(file, capsys, target, message):
@@ -125,6 +126,10 @@ def test_rounds_are_counted(file, capsys):
             main(["bench", f"{file}:Ema", "--rounds", wrong])
         assert error.value.code == 2
         assert f"'{wrong}' is not a whole number above 0" in capsys.readouterr().err
+    for wrong in ("0", "-1", "nan", "x"):
+        with pytest.raises(SystemExit):
+            main(["bench", f"{file}:Ema", "--seconds", wrong])
+        assert f"'{wrong}' is not a number of seconds above 0" in capsys.readouterr().err
 
 
 def test_inputs():

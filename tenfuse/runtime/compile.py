@@ -79,7 +79,7 @@ def _probe(named: str, search: str) -> Compiler:
             continue
         if version.returncode == 0 and macros.returncode == 0:
             return Compiler(path, version.stdout.splitlines()[0] if version.stdout else "", macros.stdout)
-    raise refuse(NO_COMPILER)
+    raise refuse(NO_COMPILER, f"CXX is {named!r}, which does not run as a C++ compiler" if named else "")
 
 
 def _candidates(named: str) -> list[str]:

@@ -81,6 +81,7 @@ def assert_equivalent(
     and the inputs are left as they were.  ``compiler`` replaces
     ``torch.compile(..., backend="tenfuse")``.
     """
+    __tracebackhide__ = True  # pytest then shows the test's line
     given: dict[str, Any] = {"strict": True, "inner": "eager"}
     if options is not None:
         given = {"inductor.fallback_random": True, **options}

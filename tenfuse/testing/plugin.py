@@ -14,7 +14,7 @@ import pytest
 
 @pytest.fixture
 def assert_fused() -> Callable[..., Any]:
-    """``assert_fused(model, *inputs, loops=None, form=None)``: see ``testing.fused``."""
+    """``assert_fused(model, *inputs, loops=None, form=None, kwargs=None)``: see ``testing.fused``."""
     from tenfuse.testing.fused import assert_fused as call
 
     return call

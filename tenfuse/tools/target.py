@@ -49,7 +49,7 @@ def resolve(text: str, inputs: Sequence[str] = ()) -> Target:
     if isinstance(model, type):
         model = _built(model, text)
     if not callable(model):
-        raise UsageError(f"{text} is a {type(model).__name__}, not a module or a function")
+        raise UsageError(f"{text} is neither an nn.Module nor a function, but a {type(model).__name__!r}")
     if inputs:
         torch.manual_seed(0)
         return Target(text, model, tuple(tensor(spec) for spec in inputs), {})

@@ -93,6 +93,7 @@ def test_no_compiler(monkeypatch, tmp_path):
     with pytest.raises(Refused) as caught:
         compile.compiler()
     assert caught.value.refusal.code == "TF401"
+    assert str(tmp_path / "missing") in caught.value.refusal.reason
 
 
 def test_a_rejected_source_names_the_first_error(folder):
