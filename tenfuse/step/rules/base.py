@@ -15,10 +15,11 @@ Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
 
 
-def rule(*ops: Any) -> Callable[[Rule], Rule]:
+def rule(*ops: Any, table: dict[Any, Rule] = RULES) -> Callable[[Rule], Rule]:
+    """Enter a function into ``table`` as the rule of these operators."""
+
     def register(fn: Rule) -> Rule:
-        for op in ops:
-            RULES[op] = fn
+        table.update(dict.fromkeys(ops, fn))
         return fn
 
     return register

@@ -9,15 +9,15 @@ and remainders by what may be zero, which torch answers with an error, and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import torch
 
 from tenfuse.reasons import UNSUPPORTED_OP, refuse
 from tenfuse.step.program import Const
-from tenfuse.step.rules import shape
-from tenfuse.step.rules.base import RULES, each, overloads
+from tenfuse.step.rules import base, shape
+from tenfuse.step.rules.base import RULES, Rule, each, overloads
 from tenfuse.step.tensors import Space, Value
 from tenfuse.step.whole import is_whole
 
@@ -25,9 +25,9 @@ aten, prims = torch.ops.aten, torch.ops.prims
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _WRAPS = {torch.int32: "wrap32", torch.int16: "wrap16", torch.int8: "wrap8", torch.uint8: "wrapu8"}
-Rule = Callable[..., Value]
 WHOLE: dict[Any, Rule] = {}
 """Rules for results that are integers."""
+rule = functools.partial(base.rule, table=WHOLE)
 
 _SAME = {
     f for name in (
@@ -41,15 +41,6 @@ _SAME = {
 _COMPARE = {f: name for name in ("lt", "le", "gt", "ge", "eq", "ne") for f in overloads(getattr(aten, name))}
 _CONDITION = {f: 0 for f in overloads(aten.where)} | {f: 1 for f in overloads(aten.masked_fill)}
 """Which argument of a choice is the condition."""
-
-
-def rule(*ops: Any) -> Callable[[Rule], Rule]:
-    def register(fn: Rule) -> Rule:
-        for op in ops:
-            WHOLE[op] = fn
-        return fn
-
-    return register
 
 
 def integral(dtype: torch.dtype) -> bool:
