@@ -10,23 +10,42 @@ tenfuse's capture, and kernels from a warm cache.  Both ways alternate in one pr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.cpu import BENCHES, Bench, compiled
+from benchmarks.cpu import BENCHES, compiled
+from reference import delta
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 3
 
 
-def seconds(bench: Bench, steps: int, ahead: bool) -> float:
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    name: str
+    loop: Callable[..., Tensor]
+    inputs: Callable[[int], tuple[Tensor, ...]]
+
+
+LOOPS = (
+    *(Traced(b.name, b.loop, b.inputs) for b in BENCHES if b.name in ("elementwise", "TEN", "gated delta")),
+    Traced(
+        "delta rule, zip of unbind", delta.deltanet_pointwise, lambda t: delta.example_inputs(4, 4, t, 64)
+    ),
+)
+
+
+def seconds(bench: Traced, steps: int, ahead: bool) -> float:
     inputs = bench.inputs(steps)
     torch._dynamo.reset()
     call = compiled(bench.loop, inner="eager", fast_forward=ahead)
@@ -43,7 +62,7 @@ def main() -> None:
     console = Console()
     table = Table("loop", "T", "every step s", "going ahead s", "ratio")
     rows = []
-    for bench in (b for b in BENCHES if b.name in ("elementwise", "TEN", "gated delta")):
+    for bench in LOOPS:
         for steps in chosen.steps or (256, 1024):
             seconds(bench, steps, True)  # the kernel is compiled
             pairs = [(seconds(bench, steps, False), seconds(bench, steps, True)) for _ in range(ROUNDS)]

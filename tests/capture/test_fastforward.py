@@ -1,5 +1,6 @@
 """Steps that are copied: the graph is the one that tracing every step makes."""
 
+import dataclasses
 import math
 
 import pytest
@@ -150,6 +151,69 @@ class Cell(nn.Module):
 
 def test_modules():
     same(Cell(), x(2, T, 3), x(2, 3))
+
+
+@dataclasses.dataclass
+class Memory:
+    value: torch.Tensor
+
+
+class Neuron(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.potential = None
+
+    def forward(self, v):
+        if self.potential is None:
+            self.potential = torch.zeros_like(v)
+        self.potential = 0.9 * self.potential + v
+        spike = torch.sigmoid(self.potential - 1)
+        self.potential = self.potential - spike
+        return spike
+
+
+def test_states_in_objects():
+    neuron = Neuron()
+
+    def model(xs, h):
+        neuron.potential, memory, out = None, Memory(h), []
+        for t in range(T):
+            memory.value = 0.5 * memory.value + neuron(xs[:, t])
+            out.append(memory.value)
+        return torch.stack(out), neuron.potential * 2
+
+    same(model, x(2, T, 3), x(2, 3))
+    assert neuron.potential.shape == (2, 3), "the attribute is written behind the graph"
+
+
+def test_states_in_dictionaries():
+    def model(xs, h):
+        state, fresh, out = {"h": h, "c": h * 2}, {"h": h, "c": h * 2}, []
+        for t in range(T):
+            state["h"] = torch.tanh(state["h"] + xs[:, t])
+            state["c"] = state["c"] + state["h"]
+            now = torch.tanh(fresh["h"] + state["c"])
+            fresh = {"h": now, "c": fresh["c"] + now}
+            out.append(state["c"] * fresh["c"])
+        return torch.stack(out), state["h"], fresh["h"]
+
+    same(model, x(2, T, 3), x(2, 3))
+
+
+def test_ways_to_add_to_a_list():
+    def model(xs, h):
+        more, most, held, out = [], [], [], []
+        for t in range(T):
+            h = torch.tanh(h + xs[:, t] + (out[-1] if out else 0))
+            more += [h, h * 2]
+            most.extend((h,))
+            held.append([])
+            if more:
+                out.append(h)
+        held[3].append(h)
+        return torch.stack(more), torch.stack(most), len(held[4]) * torch.stack(out)
+
+    same(model, x(2, T, 3), x(2, 3))
 
 
 def test_dynamic_batch():

@@ -58,11 +58,53 @@ def by_table(xs, h):
     return h
 
 
-def by_object(xs, h):
+def by_an_object_each(xs, h):
+    out = []
+    for t in range(T):
+        h = h + xs[t]
+        out.append(Memory(h))
+    return torch.stack([m.value for m in out])
+
+
+def by_an_object_replaced(xs, h):
     memory = Memory(h)
     for t in range(T):
-        memory.value = memory.value + xs[t]
+        memory = Memory(memory.value + xs[t])
     return memory.value
+
+
+def by_an_attribute_that_counts(xs, h):
+    memory = Memory(h)
+    memory.count = 0
+    for t in range(T):
+        memory.count = memory.count + 1
+        memory.value = memory.value * memory.count + xs[t]
+    return memory.value
+
+
+def by_a_key_each(xs, h):
+    memory = {"h": h}
+    for t in range(T):
+        memory[f"{t}"] = memory["h"] = memory["h"] + xs[t]
+    return memory["h"], memory["7"]
+
+
+def by_a_key_that_goes(xs, h):
+    memory = {"h": h, "last": h}
+    for t in range(T):
+        last = memory.pop("last")
+        memory["h"] = memory["h"] + xs[t] * last
+        if t < T - 1:
+            memory["last"] = last
+    return memory["h"]
+
+
+def by_a_list_that_shrinks(xs, h):
+    waiting = [h * k for k in range(T)]
+    for t in range(T):
+        if waiting:
+            h = h + waiting.pop() * xs[t]
+    return h
 
 
 def by_window(xs, h):
@@ -170,7 +212,8 @@ def by_break(xs, h):
     "model", [f for n, f in sorted(globals().items()) if n.startswith("by_")] + [odd_steps, a_special_step]
 )
 def test_steps_that_are_no_copies(model):
-    copied = {by_window: T - 3}.get(model, 0)
+    # Of the list that shrinks, the loop that makes it is copied, in both attempts.
+    copied = {by_window: T - 3, by_a_key_that_goes: T - 3, by_a_list_that_shrinks: 2 * (T - 3)}.get(model, 0)
     same(model, x(T, 3), x(3), copied=copied)
 
 

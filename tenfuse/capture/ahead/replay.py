@@ -7,11 +7,13 @@ the last, and nothing of the step that was tried.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from typing import Any
 
 import torch.fx as fx
 from torch._dynamo.utils import counters, get_fake_value
 from torch._dynamo.variables import ConstantVariable, TensorVariable
+from torch._dynamo.variables.dicts import ConstDictVariable
 from torch._dynamo.variables.lists import ListVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 
@@ -35,12 +37,13 @@ def replay(tx: Any, tried: Tried) -> None:
         held.variable.items = held.original
     noted = noted_by(tracer)
     noted -= set(tried.noted)
+    own = {id(variable) for variable in tried.made}
     entering = dict(tried.original)
     for at in range(tried.steps):
         entering |= {node: values[at] for node, values in tried.taken.items()}
         nodes = {node: v if isinstance(v, int) else v.as_proxy().node for node, v in entering.items()}
         made = copier.copy(nodes, listed | handed if at == tried.steps - 1 else listed)
-        copied = _Copied(tracer, made, entering)
+        copied = _Copied(tracer, made, entering, own)
         for held in tried.lists:
             held.variable.items.extend(copied.of(v) for v in appended[id(held)])
         noted.update(v for v in map(copied.of, tried.noted) if type(v) is not ConstantVariable)
@@ -74,6 +77,8 @@ def _leave(tried: Tried, copied: _Copied) -> None:
                 raise
             dead.append(name)
     tried.places.drop(dead)
+    for table in tried.tables:
+        table.variable.items.update({key: copied.of(v) for key, v in table.after.items()})
     for held in tried.lists:
         if held.grown == 0:
             held.variable.items[:] = [copied.of(v) for v in held.after]
@@ -86,6 +91,8 @@ class _Copied:
     tracer: Any
     made: dict[fx.Node, Any]
     entering: dict[fx.Node, Any]
+    own: Set[int]
+    """The variables that came into being with the step that was tried."""
     known: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def of(self, variable: Any) -> Any:
@@ -94,7 +101,9 @@ class _Copied:
         return self.known[id(variable)][1]
 
     def _of(self, variable: Any) -> Any:
-        if not any(node in self.made for node in nodes_of(variable)):
+        held = any(node in self.made for node in nodes_of(variable))
+        plain = type(variable) in (ConstantVariable, TensorVariable, SymNodeVariable)
+        if not held and (plain or id(variable) not in self.own):
             return variable
         if type(variable) is TensorVariable:
             node = variable.as_proxy().node
@@ -105,4 +114,6 @@ class _Copied:
             return ConstantVariable.create(self.made[variable.as_proxy().node])
         if type(variable) in (TupleVariable, ListVariable):
             return variable.clone(items=[self.of(entry) for entry in variable.items])
-        raise NotUniform(f"a {type(variable).__name__} holds what a step computes")
+        if type(variable) is ConstDictVariable:
+            return variable.clone(items={key: self.of(entry) for key, entry in variable.items.items()})
+        raise NotUniform(f"a step makes a {type(variable).__name__}")

@@ -5,9 +5,9 @@ for the tensors that it takes and that steps hand on.  It stands for every later
 
 - nothing was decided by a number: the tracer left no guard on it, over the range of all its values;
 - it took from its iterator once, and did not change the list that it runs over;
-- it left the tracer as it found it, but for local variables, which hold the same kinds of tensor as
-  before (whatever the tracer knows of a tensor is equal), and lists, of which fixed ones hold the same
-  kinds of tensor and growing ones were only appended to and read from their end.
+- it left the tracer as it found it, but for local variables, attributes and dictionaries, which hold the
+  same kinds of tensor as before (whatever the tracer knows of a tensor is equal), and lists, of which
+  fixed ones hold the same kinds of tensor and growing ones were only appended to and read from their end.
 
 Then tracing the next step would take the same course, with other numbers, and other tensors for the
 stand-ins: by induction, all of them.  ``NotUniform`` says that this was not so; nothing is left behind then
@@ -16,7 +16,6 @@ that could be used, and the tracer has to start again.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -27,11 +26,13 @@ from torch._dynamo.bytecode_analysis import livevars_analysis
 from torch._dynamo.source import ConstantSource
 from torch._dynamo.utils import set_example_value
 from torch._dynamo.variables import ConstantVariable, TensorVariable
+from torch._dynamo.variables.dicts import ConstDictVariable
 from torch._dynamo.variables.lists import ListVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from tenfuse.capture.ahead import lists
 from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
 from tenfuse.capture.ahead.iterators import Item, Listed, Numbers, Source, Tensors
 from tenfuse.capture.ahead.places import Places
@@ -44,7 +45,7 @@ from tenfuse.capture.ahead.tracer import (
     surroundings,
     tracing,
 )
-from tenfuse.capture.ahead.watched import Held, StandIns, Watched
+from tenfuse.capture.ahead.watched import Held, StandIns, Table
 
 _names = itertools.count()
 
@@ -69,10 +70,13 @@ class Tried:
     carried: dict[fx.Node, Any]
     """Stand-in -> the variable that the step hands on in its place."""
     lists: tuple[Held, ...]
+    tables: tuple[Table, ...]
     names: frozenset[str]
     """Local variables that a step sets, and of these those read after it."""
     live: frozenset[str]
     places: Places
+    made: tuple[Any, ...]
+    """All variables that came into being with the step."""
     noted: tuple[Any, ...]
     """Variables that the tracer of a nested graph has noted, to return them from there."""
 
@@ -89,8 +93,8 @@ class Trial:
         self.stored = {n for names in stores for n in (names if isinstance(names, tuple) else (names,))}
         self.live = livevars_analysis(tx.instructions, inst)
         self.places = Places(tx)
-        self.stored |= self.places.cells.keys()
-        self.live |= self.places.cells.keys()
+        self.stored |= self.places.elsewhere.keys()
+        self.live |= self.places.elsewhere.keys()
         self.stand_ins = StandIns(self.tracer)
         self.carried: dict[fx.Node, Any] = {}
         self.taken: dict[fx.Node, tuple[Any, ...]] = {}
@@ -110,6 +114,8 @@ class Trial:
             self._trace(advance, item)
         for held in self.stand_ins.lists:
             held.release()
+        for table in self.stand_ins.tables:
+            table.release()
         if around != surroundings(self.tx, self.graph):
             raise NotUniform("a step leaves more than nodes behind it")
         if decided(self.tx.output.shape_env, self.bounds):
@@ -121,15 +127,16 @@ class Trial:
         self._compare(before, targets, {id(v) for v in made}, changed)
         return Tried(
             self.source, self.steps, tuple(nodes), self.taken, self.stand_ins.original, self.carried,
-            tuple(self.stand_ins.lists), frozenset(self.stored), frozenset(self.stored & self.live),
-            self.places, tuple(v for v in noted_by(self.tracer) if v not in noted),
+            tuple(self.stand_ins.lists), tuple(self.stand_ins.tables), frozenset(self.stored),
+            frozenset(self.stored & self.live), self.places, tuple(made),
+            tuple(v for v in noted_by(self.tracer) if v not in noted),
         )  # fmt: skip
 
     def _stand_in(self) -> dict[str, Any]:
         """The local variables, with stand-ins for what a step may replace."""
         for name, variable in self.places.read().items():
             replaced = name in self.stored & self.live
-            if replaced or isinstance(variable, (ListVariable, TupleVariable)):
+            if replaced or isinstance(variable, (ListVariable, TupleVariable, ConstDictVariable)):
                 self.places.write(name, self.stand_ins.of(variable, replaced))
         for variable in self.tx.stack:
             if type(variable) is ListVariable:
@@ -143,7 +150,7 @@ class Trial:
         for inst in self.tx.instructions[self.head + 1 :]:
             if inst.opname == "UNPACK_SEQUENCE":
                 waiting += inst.argval - 1
-            elif inst.opname == "STORE_FAST" or inst.argval in self.places.cells:
+            elif inst.opname == "STORE_FAST" or inst.argval in self.places.elsewhere:
                 waiting -= 1
                 found.add(inst.argval)
             elif inst.opname == "STORE_FAST_STORE_FAST":
@@ -194,28 +201,22 @@ class Trial:
         tx.stack[-1] = item
         with tracing(tx):
             while tx.instruction_pointer != self.head or len(tx.stack) != depth:
-                with self._appending():
-                    going = tx.step()
+                going = lists.done(tx) or tx.step()
                 if not going or not self.head <= tx.instruction_pointer < self.end:
                     raise NotUniform("a step leaves the loop")
         if [part.left() + 1 for part in self.source.parts()] != left:
             raise NotUniform("a step takes more from its iterator")
 
-    def _appending(self) -> contextlib.AbstractContextManager[None]:
-        """For the next instruction: a comprehension appends to its list, which lies on the stack."""
-        inst = self.tx.instructions[self.tx.instruction_pointer]
-        into = self.tx.stack[-1 - inst.arg] if inst.opname == "LIST_APPEND" else None
-        return into.appending() if isinstance(into, Watched) else contextlib.nullcontext()
-
     def _compare(self, before: dict[str, Any], targets: set[str], made: set[int], changed: list[Any]) -> None:
         """The variables before and after; those ``made`` by the step may be changed by it."""
-        own = made | {id(held.variable) for held in self.stand_ins.lists}
-        own |= {id(cell) for cell in self.places.cells.values()}
+        own = made | self.stand_ins.watched | self.places.owners
         own |= {id(part.variable) for part in self.source.parts()}
         over = {id(part.variable.items) for part in self.source.parts() if isinstance(part, Listed)}
         for variable in changed:
             if id(variable) not in own:
                 raise NotUniform(f"a step changes a {type(variable).__name__}")
+        if self.places.grown(made):
+            raise NotUniform("a step writes another attribute")
         after = self.places.read()
         for name in (before.keys() | after.keys()) - targets:
             old, new = before.get(name), after.get(name)
@@ -225,6 +226,8 @@ class Trial:
                 raise NotUniform(f"{name} is another variable")
             if name in self.live:
                 self._match(old, new, made)
+        for table in self.stand_ins.tables:
+            self._match_tables(table.before, table.after, made)
         for held in self.stand_ins.lists:
             if id(held.original) in over and held.changed:
                 raise NotUniform("a step changes the list that it runs over")
@@ -250,8 +253,15 @@ class Trial:
                 raise NotUniform(f"{a!r} becomes {b!r}")
         elif type(old) in (TupleVariable, ListVariable) and id(new) in made:
             self._match_all(old.items, new.items, made)
+        elif type(old) is ConstDictVariable and id(new) in made:
+            self._match_tables(old.items, new.items, made)
         else:
             raise NotUniform(f"one {type(old).__name__} becomes another")
+
+    def _match_tables(self, old: dict[Any, Any], new: dict[Any, Any], made: set[int]) -> None:
+        if list(old) != list(new):
+            raise NotUniform("a dictionary has other keys")
+        self._match_all(list(old.values()), list(new.values()), made)
 
     def _match_all(self, old: list[Any], new: list[Any], made: set[int]) -> None:
         if len(old) != len(new):

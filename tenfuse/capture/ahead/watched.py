@@ -1,15 +1,13 @@
-"""What a step may hand on: tensors, for which something stands in, and lists, which are watched.
+"""What a step may hand on: tensors, for which something stands in, in variables, lists and dictionaries.
 
 Takes variables of the tracer; leaves in their place what shows afterwards whether a step did to them
-only what every step may do: replaced a tensor, replaced entries of a list of fixed length, or appended to
-a list and read from its end.
+only what every step may do: replaced a tensor, replaced entries of a list of fixed length or of a
+dictionary with the same keys, or appended to a list and read from its end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,13 +15,14 @@ import torch.fx as fx
 from torch._dynamo.utils import set_example_value
 from torch._dynamo.variables import ConstantVariable, TensorVariable
 from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.dicts import ConstDictVariable
 from torch._dynamo.variables.lists import ListVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 
 from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
 
 _HELD = 64
-"""Lists longer than this are nobody's state."""
+"""Lists and dictionaries longer than this are nobody's state."""
 
 
 def _handed_on(tensor: torch.Tensor) -> torch.Tensor:
@@ -47,28 +46,32 @@ class Watched(ListVariable):  # type: ignore[misc]
         self.__dict__["_seen"] = True
         return self.__dict__["_items"]  # type: ignore[no-any-return]
 
+    def append(self, tx: Any, entry: Any) -> None:
+        tx.output.side_effects.mutation(self)
+        self.__dict__["_items"].append(entry)
+
+    def holds(self) -> bool:
+        """Whether it held something before the step."""
+        return bool(self.__dict__["_old"])
+
     def call_method(self, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
-        if name == "append" and len(args) == 1 and not kwargs and self.is_mutable():
-            tx.output.side_effects.mutation(self)
-            self.__dict__["_items"].append(args[0])
+        known = len(args) == 1 and not kwargs and self.is_mutable()
+        if known and name == "append":
+            self.append(tx, args[0])
+            return ConstantVariable.create(None)
+        if known and name == "extend" and type(args[0]) in (ListVariable, TupleVariable):
+            for entry in args[0].items:
+                self.append(tx, entry)
             return ConstantVariable.create(None)
         return super().call_method(tx, name, args, kwargs)
 
     def getitem_const(self, tx: Any, arg: Any) -> Any:
         entries, old = self.__dict__["_items"], self.__dict__["_old"]
-        at: Any
-        at = arg.as_python_constant() if isinstance(arg, ConstantVariable) else None
+        at: Any = arg.as_python_constant() if isinstance(arg, ConstantVariable) else None
         counted = type(at) is int and -len(entries) <= at < 0
         if counted and (len(entries) + at >= old or is_stand_in(entries[at])):
             return entries[at]
         return super().getitem_const(tx, arg)
-
-    @contextlib.contextmanager
-    def appending(self) -> Iterator[None]:
-        """While the tracer appends to it for a comprehension, through all of its entries."""
-        seen = self.__dict__["_seen"]
-        yield
-        self.__dict__["_seen"] = seen
 
     def modified(self, items: list[Any], **kwargs: Any) -> Any:
         return ListVariable(items, **kwargs)
@@ -111,15 +114,34 @@ class Held:
         return self.grown != 0 or any(a is not b for a, b in zip(self.before, self.after, strict=True))
 
 
+@dataclasses.dataclass
+class Table:
+    """A dictionary of the loop's, before and after the step."""
+
+    variable: Any
+    before: dict[Any, Any]
+    """Its entries, with stand-ins for tensors."""
+    after: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def release(self) -> None:
+        self.after = dict(self.variable.items)
+
+
 class StandIns:
-    """Stand-ins for the tensors of variables, and watched lists; the same variable, the same stand-in."""
+    """Stand-ins for the tensors of variables, and what holds them; the same variable, the same stand-in."""
 
     def __init__(self, tracer: Any) -> None:
         self.tracer = tracer
         self.original: dict[fx.Node, Any] = {}
         """Stand-in -> the variable it stands for."""
         self.lists: list[Held] = []
+        self.tables: list[Table] = []
         self._known: dict[int, tuple[Any, Any]] = {}
+
+    @property
+    def watched(self) -> set[int]:
+        """The lists and dictionaries that a step may change."""
+        return {id(held.variable) for held in self.lists} | {id(table.variable) for table in self.tables}
 
     def of(self, variable: Any, tensors: bool) -> Any:
         """``variable`` with stand-ins, where ``tensors``, and with its lists watched."""
@@ -144,6 +166,9 @@ class StandIns:
             if len(entries) <= _HELD:
                 entries = [self.of(entry, True) for entry in entries]
             self.lists.append(Held.watch(variable, entries))
+        elif type(variable) is ConstDictVariable and variable.is_mutable() and len(variable.items) <= _HELD:
+            variable.items.update({key: self.of(entry, True) for key, entry in variable.items.items()})
+            self.tables.append(Table(variable, dict(variable.items)))
         elif type(variable) is TupleVariable:
             items = [self.of(entry, tensors) for entry in variable.items]
             if any(a is not b for a, b in zip(items, variable.items, strict=True)):
