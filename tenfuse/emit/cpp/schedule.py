@@ -220,12 +220,18 @@ class Scheduler:
 
     def _depends_here(self, nest: Nest, ref: Ref) -> bool:
         """Whether ``ref`` needs a contraction that this nest itself finalises."""
-        if ref in nest.kept:
-            return False
-        if ref in nest.reductions:
-            return True
-        node = self.program.nodes[ref]
-        return isinstance(node, Pointwise) and any(self._depends_here(nest, a) for a in node.args)
+        seen, todo = set(nest.kept), [ref]
+        while todo:
+            ref = todo.pop()
+            if ref in seen:
+                continue
+            if ref in nest.reductions:
+                return True
+            seen.add(ref)
+            node = self.program.nodes[ref]
+            if isinstance(node, Pointwise):
+                todo += node.args
+        return False
 
     def computed(self, nest: Nest) -> set[Ref]:
         """Every node whose value the nest holds at some point."""
