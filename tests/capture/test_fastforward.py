@@ -216,6 +216,20 @@ def test_ways_to_add_to_a_list():
     same(model, x(2, T, 3), x(2, 3))
 
 
+def test_lists_read_and_written_by_number():
+    def model(xs, h):
+        rows, columns, out, other = xs.unbind(1), list(xs.unbind(1)), [None] * T, [h] * (2 * T)
+        order = [3, *range(1, T)]
+        for t in range(T):
+            h = torch.tanh(h + rows[t] * columns[T - 1 - t] + xs[:, order[t]] * order[-1 - t])
+            out[t] = h
+            other[2 * t + 1] = h * t
+        return torch.stack(out), torch.stack(other)
+
+    same(model, x(2, T, 3), x(2, 3))
+    same(model, x(2, T, 3).requires_grad_(), x(2, 3).requires_grad_())
+
+
 def test_dynamic_batch():
     def model(xs, h):
         out = []

@@ -115,6 +115,36 @@ def by_window(xs, h):
     return window[1]
 
 
+def by_a_row_replaced(xs, h):
+    rows = list(xs.unbind(0))
+    for t in range(T):
+        rows[t] = h = h + rows[t]
+    return torch.stack(rows)
+
+
+def by_a_row_written_before(xs, h):
+    rows = [h] * T
+    for t in range(T):
+        rows[t] = rows[0] + xs[t]
+    return torch.stack(rows)
+
+
+def by_the_last_row(xs, h):
+    rows = [h] * T
+    for t in range(T - 1):
+        rows[t] = rows[-1] + xs[t]
+        if t == 30:
+            rows[-1] = h * 2
+    return torch.stack(rows)
+
+
+def by_rows_of_two_shapes(xs, h):
+    rows = [*xs[:9].unbind(0), xs[0, :1], *xs[10:].unbind(0)]
+    for t in range(T):
+        h = h + rows[t]
+    return h
+
+
 def by_growth(xs, h):
     for t in range(T):
         h = torch.cat([h, xs[t]])

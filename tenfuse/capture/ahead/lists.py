@@ -1,8 +1,8 @@
-"""Instructions on a watched list that say nothing of how long it is, done without a look at its entries.
+"""Instructions on lists that the tracer would settle by a number of the step, or by how long a list is.
 
-Takes the tracer before an instruction; leaves it behind that instruction, or as it was: a comprehension's
-``LIST_APPEND``, ``outputs += [h]``, and ``if outputs:`` where the list holds something, as it then always
-will: a list that has become shorter at the end of a step is no copy's.
+Takes the tracer before an instruction; leaves it behind that instruction, or as it was: ``rows[t]`` and
+``rows[t] = h``; a comprehension's ``LIST_APPEND`` and ``rows += [h]``; and ``if rows:`` where the list holds
+something, as it then always will (a list that has become shorter at the end of a step is no copy's).
 """
 
 from __future__ import annotations
@@ -12,30 +12,64 @@ from typing import Any
 
 from torch._dynamo.variables import ConstantVariable
 from torch._dynamo.variables.lists import ListVariable, TupleVariable
+from torch._dynamo.variables.tensor import SymNodeVariable
 
+from tenfuse.capture.ahead.taken import Taken
 from tenfuse.capture.ahead.watched import Watched
 
 _ADDS = next((number for number, (_, sign) in enumerate(getattr(opcode, "_nb_ops", ())) if sign == "+="), -1)
 """Of the operations of Python's ``BINARY_OP``, ``+=``; before Python 3.11 it is an instruction."""
 
 
-def done(tx: Any) -> bool:
+def done(tx: Any, taken: Taken) -> bool:
     """Whether the next instruction was one of these."""
     inst = tx.instructions[tx.instruction_pointer]
+    if _asks(inst) and type(tx.stack[-1]) is Watched and tx.stack[-1].length():
+        tx.stack[-1] = ConstantVariable.create(True)
+        return False
+    if _appended(tx, inst) or _read(tx, inst, taken) or _written(tx, inst, taken):
+        tx.instruction_pointer += 1
+        return True
+    return False
+
+
+def _appended(tx: Any, inst: Any) -> bool:
     if inst.opname == "LIST_APPEND" and type(tx.stack[-1 - inst.arg]) is Watched:
         entry = tx.pop()
         tx.stack[-inst.arg].append(tx, entry)
-    elif (
-        _adds(inst) and type(tx.stack[-2]) is Watched and type(tx.stack[-1]) in (ListVariable, TupleVariable)
-    ):
-        for entry in tx.pop().items:
-            tx.stack[-1].append(tx, entry)
-    elif _asks(inst) and type(tx.stack[-1]) is Watched and tx.stack[-1].holds():
-        tx.stack[-1] = ConstantVariable.create(True)
+        return True
+    if not _adds(inst) or type(tx.stack[-2]) is not Watched:
         return False
-    else:
+    if type(tx.stack[-1]) not in (ListVariable, TupleVariable):
         return False
-    tx.instruction_pointer += 1
+    for entry in tx.pop().items:
+        tx.stack[-1].append(tx, entry)
+    return True
+
+
+def _read(tx: Any, inst: Any, taken: Taken) -> bool:
+    if inst.opname != "BINARY_SUBSCR" or type(tx.stack[-1]) is not SymNodeVariable:
+        return False
+    entries = tx.stack[-2]
+    if type(entries) not in (TupleVariable, Watched):
+        return False
+    found = taken.entry(entries.read() if type(entries) is Watched else entries.items, tx.stack[-1])
+    if found is None:
+        return False
+    tx.popn(2)
+    tx.push(found)
+    return True
+
+
+def _written(tx: Any, inst: Any, taken: Taken) -> bool:
+    if inst.opname != "STORE_SUBSCR" or type(tx.stack[-1]) is not SymNodeVariable:
+        return False
+    entries = tx.stack[-2]
+    places = taken.places(tx.stack[-1], entries.length()) if type(entries) is Watched else None
+    if places is None:
+        return False
+    entry, _, _ = tx.popn(3)
+    entries.write(tx, places, entry)
     return True
 
 

@@ -18,8 +18,9 @@ from torch._dynamo.variables.lists import ListVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 
 from tenfuse.capture.ahead.copies import Copier, NotUniform, step
+from tenfuse.capture.ahead.taken import number_of_step
 from tenfuse.capture.ahead.tracer import noted_by
-from tenfuse.capture.ahead.trial import Tried, number_of_step
+from tenfuse.capture.ahead.trial import Tried
 from tenfuse.capture.ahead.watched import is_stand_in, nodes_of
 
 
@@ -27,7 +28,8 @@ def replay(tx: Any, tried: Tried) -> None:
     """Write the steps; the last is left to the iterator on top of the stack of ``tx``."""
     tracer, numbers = tx.output.current_tracer, [n for n in tried.taken if n.target is number_of_step]
     appended = {id(held): held.after[len(held.before) :] for held in tried.lists}
-    listed = {node for new in appended.values() for v in new for node in nodes_of(v)}
+    written = [v for held in tried.lists for _, v in held.written]
+    listed = {node for new in (*appended.values(), written) for v in new for node in nodes_of(v)}
     handed = {node for v in tried.carried.values() for node in nodes_of(v)}
     copier = Copier(
         step(tried.nodes, numbers), tracer.graph,
@@ -46,6 +48,8 @@ def replay(tx: Any, tried: Tried) -> None:
         copied = _Copied(tracer, made, entering, own)
         for held in tried.lists:
             held.variable.items.extend(copied.of(v) for v in appended[id(held)])
+            for places, v in held.written:
+                held.variable.items[places[at]] = copied.of(v)
         noted.update(v for v in map(copied.of, tried.noted) if type(v) is not ConstantVariable)
         entering = entering | {s: copied.of(v) for s, v in tried.carried.items()} | _from_the_end(tried)
     _leave(tried, copied)
@@ -80,7 +84,7 @@ def _leave(tried: Tried, copied: _Copied) -> None:
     for table in tried.tables:
         table.variable.items.update({key: copied.of(v) for key, v in table.after.items()})
     for held in tried.lists:
-        if held.grown == 0:
+        if held.grown == 0 and not held.written:
             held.variable.items[:] = [copied.of(v) for v in held.after]
 
 

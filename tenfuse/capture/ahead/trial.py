@@ -17,25 +17,20 @@ that could be used, and the tracer has to start again.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import torch.fx as fx
 from torch._dynamo.bytecode_analysis import livevars_analysis
-from torch._dynamo.source import ConstantSource
-from torch._dynamo.utils import set_example_value
 from torch._dynamo.variables import ConstantVariable, TensorVariable
 from torch._dynamo.variables.dicts import ConstDictVariable
 from torch._dynamo.variables.lists import ListVariable, TupleVariable
-from torch._dynamo.variables.tensor import SymNodeVariable
-from torch.fx.experimental.symbolic_shapes import DimDynamic
-from torch.utils._sympy.value_ranges import ValueRanges
 
 from tenfuse.capture.ahead import lists
 from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
-from tenfuse.capture.ahead.iterators import Item, Listed, Numbers, Source, Tensors
+from tenfuse.capture.ahead.iterators import Item, Listed, Source
 from tenfuse.capture.ahead.places import Places
+from tenfuse.capture.ahead.taken import Taken
 from tenfuse.capture.ahead.tracer import (
     decided,
     geometry,
@@ -46,13 +41,6 @@ from tenfuse.capture.ahead.tracer import (
     tracing,
 )
 from tenfuse.capture.ahead.watched import Held, StandIns, Table
-
-_names = itertools.count()
-
-
-def number_of_step() -> int:
-    """Stands for a number that the step takes, in the step that is tried only."""
-    raise AssertionError("never in a finished graph")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +85,13 @@ class Trial:
         self.live |= self.places.elsewhere.keys()
         self.stand_ins = StandIns(self.tracer)
         self.carried: dict[fx.Node, Any] = {}
-        self.taken: dict[fx.Node, tuple[Any, ...]] = {}
-        self.bounds: dict[Any, ValueRanges[Any]] = {}
-        """Of the symbols of the numbers among these."""
+        self.taken = Taken(tx, self.stand_ins, self.steps)
 
     def run(self, advance: Callable[[], None]) -> Tried:
         """Trace the step; ``advance`` takes one from the iterator.  Raises ``NotUniform``."""
         targets = self._targets()
         before = self._stand_in()
-        item = self._stands_for(self.item, {})
+        item = self.taken.variable(self.item)
         start = next(iter(reversed(self.graph.nodes)))
         shapes = {node: geometry(node.meta.get(EXAMPLE)) for node in self.graph.nodes}
         around = surroundings(self.tx, self.graph)
@@ -118,15 +104,16 @@ class Trial:
             table.release()
         if around != surroundings(self.tx, self.graph):
             raise NotUniform("a step leaves more than nodes behind it")
-        if decided(self.tx.output.shape_env, self.bounds):
+        if decided(self.tx.output.shape_env, self.taken.bounds):
             raise NotUniform("something was decided by the number of the step")
-        nodes = _after(self.graph, start)
+        nodes = [node for node in _after(self.graph, start) if node not in self.taken.values]
+        shapes |= self.taken.geometry
         for read in {source for node in nodes for source in node.all_input_nodes} & shapes.keys():
             if shapes[read] != geometry(read.meta.get(EXAMPLE)):
                 raise NotUniform(f"a step changes the shape of {read}")
         self._compare(before, targets, {id(v) for v in made}, changed)
         return Tried(
-            self.source, self.steps, tuple(nodes), self.taken, self.stand_ins.original, self.carried,
+            self.source, self.steps, tuple(nodes), self.taken.values, self.stand_ins.original, self.carried,
             tuple(self.stand_ins.lists), tuple(self.stand_ins.tables), frozenset(self.stored),
             frozenset(self.stored & self.live), self.places, tuple(made),
             tuple(v for v in noted_by(self.tracer) if v not in noted),
@@ -165,34 +152,6 @@ class Trial:
                 return found
         raise NotUniform("what a step takes are no local variables")
 
-    def _stands_for(self, item: Item, known: dict[tuple[int, ...], Any]) -> Any:
-        """A variable for what the step takes; ``known`` are the tensors that stand for some already."""
-        if isinstance(item, Numbers):
-            return self._number(item.values)
-        if not isinstance(item, Tensors):
-            return TupleVariable([self._stands_for(each, known) for each in item.each])
-        which = tuple(map(id, item.values))
-        if which not in known:
-            known[which] = self.stand_ins.make(item.values[0])
-            self.taken[known[which].as_proxy().node] = item.values
-        return known[which]
-
-    def _number(self, values: tuple[int, ...]) -> Any:
-        """A symbolic number between the least and the largest of ``values``."""
-        first, bounds = values[0], ValueRanges(min(values), max(values))
-        shapes = self.tx.output.shape_env
-        source = ConstantSource(f"__number_of_step_{next(_names)}")
-        symbol = shapes.create_symbol(
-            first, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, positive=None,
-            do_not_specialize_zero_one=True,
-        )  # fmt: skip
-        shapes.var_to_range[symbol] = bounds
-        value = shapes.create_symintnode(symbol, hint=first, source=source)
-        proxy = self.tracer.create_proxy("call_function", number_of_step, (), {})
-        set_example_value(proxy.node, value)
-        self.taken[proxy.node], self.bounds[symbol] = values, bounds
-        return SymNodeVariable(proxy, value)
-
     def _trace(self, advance: Callable[[], None], item: Any) -> None:
         """Interpret until the loop comes round, with ``item`` in place of the iterator's next."""
         tx, depth = self.tx, len(self.tx.stack)
@@ -201,7 +160,7 @@ class Trial:
         tx.stack[-1] = item
         with tracing(tx):
             while tx.instruction_pointer != self.head or len(tx.stack) != depth:
-                going = lists.done(tx) or tx.step()
+                going = lists.done(tx, self.taken) or tx.step()
                 if not going or not self.head <= tx.instruction_pointer < self.end:
                     raise NotUniform("a step leaves the loop")
         if [part.left() + 1 for part in self.source.parts()] != left:
@@ -229,8 +188,10 @@ class Trial:
         for table in self.stand_ins.tables:
             self._match_tables(table.before, table.after, made)
         for held in self.stand_ins.lists:
-            if id(held.original) in over and held.changed:
-                raise NotUniform("a step changes the list that it runs over")
+            if (held.read or id(held.original) in over) and (held.changed or held.written):
+                raise NotUniform("a step changes a list that it runs over or reads by its number")
+            if held.written and (held.changed or held.seen or held.looked):
+                raise NotUniform("a list is not only written to")
             if held.grown <= 0:
                 self._match_all(held.before, held.after, made)
             elif held.seen or any(a is not b for a, b in zip(held.before, held.after, strict=False)):

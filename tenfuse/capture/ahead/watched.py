@@ -38,6 +38,7 @@ class Watched(ListVariable):  # type: ignore[misc]
     """A list while a step is tried.
 
     ``_seen``: someone looked at more of it than stand-ins, and entries of this step, counted from its end.
+    ``_looked``: someone looked at these.  ``_read``, ``_written``: by the number of the step.
     ``_old``: the entries it had before the step.
     """
 
@@ -50,9 +51,19 @@ class Watched(ListVariable):  # type: ignore[misc]
         tx.output.side_effects.mutation(self)
         self.__dict__["_items"].append(entry)
 
-    def holds(self) -> bool:
-        """Whether it held something before the step."""
-        return bool(self.__dict__["_old"])
+    def length(self) -> int:
+        """How many entries it had before the step."""
+        return int(self.__dict__["_old"])
+
+    def read(self) -> list[Any]:
+        """The entries as they were, of which the step takes one by its number."""
+        self.__dict__["_read"] = True
+        return self.__dict__["_original"]  # type: ignore[no-any-return]
+
+    def write(self, tx: Any, places: tuple[int, ...], entry: Any) -> None:
+        """Put ``entry`` in a place that is another in every step."""
+        tx.output.side_effects.mutation(self)
+        self.__dict__["_written"].append((places, entry))
 
     def call_method(self, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
         known = len(args) == 1 and not kwargs and self.is_mutable()
@@ -70,6 +81,7 @@ class Watched(ListVariable):  # type: ignore[misc]
         at: Any = arg.as_python_constant() if isinstance(arg, ConstantVariable) else None
         counted = type(at) is int and -len(entries) <= at < 0
         if counted and (len(entries) + at >= old or is_stand_in(entries[at])):
+            self.__dict__["_looked"] = True
             return entries[at]
         return super().getitem_const(tx, arg)
 
@@ -90,18 +102,26 @@ class Held:
     """Its entries, with stand-ins for tensors."""
     after: list[Any] = dataclasses.field(default_factory=list)
     seen: bool = False
+    looked: bool = False
+    read: bool = False
+    written: list[tuple[tuple[int, ...], Any]] = dataclasses.field(default_factory=list)
+    """Entries put in by the number of the step, and where in every step."""
 
     @staticmethod
     def watch(variable: Any, entries: list[Any]) -> Held:
         held = Held(variable, variable.__dict__.pop("items"), entries)
         variable.__class__ = Watched
-        variable.__dict__.update(_items=list(entries), _old=len(entries), _seen=False)
+        variable.__dict__.update(
+            _items=list(entries), _old=len(entries), _original=held.original,
+            _seen=False, _looked=False, _read=False, _written=[],
+        )  # fmt: skip
         return held
 
     def release(self) -> None:
         kept = self.variable.__dict__
-        self.after, self.seen = kept.pop("_items"), kept.pop("_seen")
-        del kept["_old"]
+        self.after, self.written = kept.pop("_items"), kept.pop("_written")
+        self.seen, self.looked, self.read = kept.pop("_seen"), kept.pop("_looked"), kept.pop("_read")
+        del kept["_old"], kept["_original"]
         self.variable.__class__ = ListVariable
         self.variable.items = self.after
 
