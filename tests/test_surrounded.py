@@ -23,12 +23,13 @@ class Smooth(nn.Module):
         super().__init__()
         self.decay = nn.Parameter(torch.full((width,), 0.9))
         self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h, out = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
             h = self.decay * h + self.proj(x[:, t])
-            out.append(h)
+            out.append(self.norm(h))
         return torch.stack(out, 1)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Set
 from typing import Any
 
 import torch.fx as fx
+from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing as unhooked
 from torch._dynamo.utils import counters, get_fake_value
 from torch._dynamo.variables import ConstantVariable, TensorVariable
 from torch._dynamo.variables.dicts import ConstDictVariable
@@ -24,6 +25,7 @@ from tenfuse.capture.ahead.trial import Tried
 from tenfuse.capture.ahead.watched import is_stand_in, nodes_of
 
 
+@unhooked()
 def replay(tx: Any, tried: Tried) -> None:
     """Write the steps; the last is left to the iterator on top of the stack of ``tx``."""
     tracer, numbers = tx.output.current_tracer, [n for n in tried.taken if n.target is number_of_step]
