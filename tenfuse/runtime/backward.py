@@ -3,14 +3,12 @@
 Takes the tensors of ``tenfuse::loop_backward``; leaves gradients.  Where the gradient of an
 invariant is a sum of outer products over time, the adjoint kernel writes their factors and
 a second kernel sums them up.  The loop then runs in pieces of time, last piece first, so
-that the factors of a piece are still in the cache when they are read.  What is launched on
-what is worked out once for tensors of one layout, and then repeated.
+that the factors of a piece are still in the cache when they are read.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +22,6 @@ from tenfuse.runtime.bind import (
     Bound,
     Groups,
     all_sizes,
-    count_launch,
     dynamic_names,
     enter,
     grouped,
@@ -37,17 +34,14 @@ from tenfuse.runtime.bind import (
 )
 from tenfuse.runtime.frame import Frame
 from tenfuse.runtime.launch import DTYPES
-from tenfuse.runtime.replay import Replay, Signature, signature
+from tenfuse.runtime.replay import Replays
 from tenfuse.runtime.totals import Totals
 from tenfuse.step.program import AxisName
 
 PIECE = 2 << 20
 """Bytes of factors that stay in a processor's cache until they are summed up."""
 
-_REPLAYS: dict[Signature, tuple[Replay, tuple[tuple[str, int], ...]]] = {}
-"""With the roles of the kernels that run, and how often each does."""
-_MOST = 256
-"""Layouts remembered; all are forgotten when there are more."""
+_replays = Replays()
 
 
 def gradients(plan: LoopPlan, groups: Groups) -> tuple[list[Any], list[Any], list[Any]]:
@@ -69,21 +63,13 @@ def run_backward(
     grads: Any, carries: Any, streams: Any, invariants: Any, saves: Any, steps: int, key: str
 ) -> list[torch.Tensor]:
     """The implementation of ``tenfuse::loop_backward`` on the CPU."""
-    tensors = (*grads, *carries, *streams, *invariants, *saves)
-    given = [x.resolve_conj() if x.is_conj() else x for x in tensors]
-    which = signature(key, PIECE, steps, given)
-    known = _REPLAYS.get(which)
-    if known is None:
-        frame = Frame(given)
-        rest = iter(frame.given)
-        parts = [[next(rest) for _ in group] for group in (grads, carries, streams, invariants, saves)]
-        _Backward(plan_of(key), key, steps, grouped(*parts[1:4]), frame).run(parts[0], parts[4])
-        if len(_REPLAYS) > _MOST:
-            _REPLAYS.clear()
-        known = _REPLAYS[which] = frame.replay(), tuple(Counter(frame.roles).items())
-    for role, times in known[1]:
-        count_launch(key, role, times)
-    return known[0](given)
+    groups = (grads, carries, streams, invariants, saves)
+
+    def work_out(frame: Frame) -> None:
+        first, *given, last = frame.grouped(groups)
+        _Backward(plan_of(key), key, steps, grouped(*given), frame).run(first, last)
+
+    return _replays.run(key, PIECE, steps, [x for group in groups for x in group], work_out)
 
 
 class _Backward:
@@ -101,7 +87,7 @@ class _Backward:
         full = [True] * len(self.carries) + list(plan.backward.covered) + [False] * len(self.invariants)
         for x, whole in zip((*self.carries, *self.streams, *self.invariants), full, strict=True):
             if x is not None:
-                frame.result(x, zero=not whole)
+                frame.result(x, None if whole else 0)
 
     def run(self, grads: Any, saves: Any) -> None:
         pieces, plan, sizes = list(self._pieces()), self.plan, self.sizes

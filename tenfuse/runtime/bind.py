@@ -80,7 +80,7 @@ def prepare(kernel: Kernel, key: str, role: str) -> Launcher:
     return once(_launchers, Launcher, kernel, key, role)
 
 
-def sizes_of(plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]]) -> dict[AxisName, Any]:
+def sizes_of(plan: LoopPlan, groups: Groups) -> dict[AxisName, Any]:
     """Sizes of the dynamic axes at this call."""
     found = {}
     for axis, (group, i, dim, unit) in plan.dynamic:
@@ -126,7 +126,7 @@ def _chunks(plan: LoopPlan, steps: Any) -> Any:
 
 def allocate(
     plan: LoopPlan,
-    groups: dict[str, Sequence[torch.Tensor]],
+    groups: Groups,
     steps: Any,
     save: bool,
     sizes: dict[AxisName, Any],
@@ -151,7 +151,7 @@ def _saves(plan: LoopPlan, steps: Any, sizes: dict[AxisName, Any], like: torch.T
     return [like.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, types, strict=True)]
 
 
-def grouped(carries: Any, streams: Any, invariants: Any) -> dict[str, Sequence[torch.Tensor]]:
+def grouped(carries: Any, streams: Any, invariants: Any) -> Groups:
     return {"carries": carries, "streams": streams, "invariants": invariants}
 
 
@@ -163,21 +163,13 @@ def plan_of(key: str) -> LoopPlan:
     return _plans[key]
 
 
-def run(
-    kernel: Kernel,
-    key: str,
-    role: str,
-    bound: dict[tuple[str, int], torch.Tensor],
-    steps: int,
-    dynamic: dict[AxisName, int],
-) -> None:
-    tensors = [bound[o.role, o.index] for o in kernel.operands]
-    prepare(kernel, key, role)(tensors, steps, dynamic)
-    count_launch(key, role)
+def count_launch(key: str, role: str) -> None:
+    count(kernel_name(key, role), 1)
 
 
-def count_launch(key: str, role: str, times: int = 1) -> None:
-    launches[kernel_name(key, role)] += times
+def count(name: str, times: int) -> None:
+    """The kernel with this name was launched so often."""
+    launches[name] += times
     counters["tenfuse"]["launches"] += times
 
 
@@ -186,9 +178,7 @@ def dynamic_names(kernel: Kernel, dynamic: dict[AxisName, Any]) -> dict[AxisName
     return {a: dynamic[a.rstrip("'")] for a in names}
 
 
-def enter(
-    plan: LoopPlan, groups: dict[str, Sequence[torch.Tensor]], sizes: dict[AxisName, Any]
-) -> dict[tuple[str, int], torch.Tensor]:
+def enter(plan: LoopPlan, groups: Groups, sizes: dict[AxisName, Any]) -> Bound:
     """Streams and invariants as the kernels see them."""
     bound = {
         ("stream", i): viewed(groups["streams"][p.source], p, sizes, 1) for i, p in enumerate(plan.streams)

@@ -1,7 +1,6 @@
 """The forward of a fused loop.
 
-Takes the tensors of ``tenfuse::loop``; leaves its results.  What is launched on what is worked
-out at the first call with tensors of one layout, and then repeated.
+Takes the tensors of ``tenfuse::loop``; leaves its results.
 """
 
 from __future__ import annotations
@@ -15,83 +14,58 @@ from tenfuse.runtime.bind import (
     Groups,
     all_sizes,
     allocate,
-    count_launch,
     dynamic_names,
     enter,
     grouped,
     plan_of,
     prepare,
-    run,
     saved,
     sizes_of,
     viewed,
 )
-from tenfuse.runtime.pages import advise
-from tenfuse.runtime.replay import Replay, Signature, replay, signature
+from tenfuse.runtime.frame import Frame
+from tenfuse.runtime.replay import Replays
 
-_REPLAYS: dict[Signature, Replay | None] = {}
-_MOST = 256
-"""Layouts remembered; all are forgotten when there are more."""
+_replays = Replays()
 
 
 def run_forward(
     carries: Any, streams: Any, invariants: Any, steps: int, key: str, save: bool
 ) -> list[torch.Tensor]:
     """The implementation of ``tenfuse::loop`` on the CPU."""
-    tensors = [*carries, *streams, *invariants]
-    which = signature(key, save, steps, tensors)
-    known = _REPLAYS.get(which)
-    if known is not None:
-        count_launch(key, "forward")
-        return known(tensors)
-    results, found = _first(plan_of(key), tensors, grouped(carries, streams, invariants), steps, key, save)
-    if len(_REPLAYS) > _MOST:
-        _REPLAYS.clear()
-    _REPLAYS[which] = found
-    return results
+    groups = (carries, streams, invariants)
+
+    def work_out(frame: Frame) -> None:
+        _forward(plan_of(key), key, steps, grouped(*frame.grouped(groups)), frame, save)
+
+    return _replays.run(key, save, steps, [*carries, *streams, *invariants], work_out)
 
 
-def _first(
-    plan: LoopPlan, tensors: list[torch.Tensor], groups: Groups, steps: int, key: str, save: bool
-) -> tuple[list[torch.Tensor], Replay | None]:
-    """A call with a new layout: its results, and how to repeat it."""
+def _forward(plan: LoopPlan, key: str, steps: int, groups: Groups, frame: Frame, save: bool) -> None:
+    """Works out one call: one kernel over all steps."""
     dynamic = sizes_of(plan, groups)
     sizes = all_sizes(plan, dynamic)
     finals, exports, saves = allocate(plan, groups, steps, save, sizes)
-    for large in (*exports, *saves):
-        advise(large)
-    first = len(finals) + len(exports)
-    zeroed: tuple[tuple[int, int], ...] = ()
-    if saves and not plan.kept and plan.saving is not None:
-        zeroed = tuple((first + n, -(-steps // plan.saving.checkpoint)) for n in range(len(saves)))
-    results = [*finals, *exports, *saves]
-    for i, row in zeroed:
-        results[i][row:].zero_()
+    for x in (*finals, *exports):
+        frame.result(x)
+    for x in saves:
+        frame.result(x, _unwritten(plan, steps))
     bound = enter(plan, groups, sizes)
-    of = _sources(plan, groups)
-    for role, places, lead in (("init", plan.carries, 0), ("final", plan.carries, 0), ("out", plan.outs, 1)):
-        for i, p in enumerate(places):
-            base = [*tensors, *results][of[role, i]]
-            bound[role, i] = viewed(base, p, sizes, lead)
-    for n, x in enumerate(saves):
-        name = saved(plan, n, "out", len(plan.outs))
-        bound[name], of[name] = x, len(tensors) + first + n
+    for role, tensors, places, lead in (
+        ("init", groups["carries"], plan.carries, 0),
+        ("final", finals, plan.carries, 0),
+        ("out", exports, plan.outs, 1),
+    ):
+        bound |= {(role, i): viewed(tensors[p.source], p, sizes, lead) for i, p in enumerate(places)}
+    bound |= {saved(plan, n, "out", len(plan.outs)): x for n, x in enumerate(saves)}
     kernel = plan.saving if save and plan.saving is not None else plan.forward
-    names = dynamic_names(kernel, dynamic)
-    run(kernel, key, "forward", bound, steps, names)
-    operands = [(bound[o.role, o.index], of[o.role, o.index]) for o in kernel.operands]
-    launcher = prepare(kernel, key, "forward")
-    return results, replay(launcher, steps, operands, tensors, results, zeroed, names)
+    operands = [bound[o.role, o.index] for o in kernel.operands]
+    frame.launch(prepare(kernel, key, "forward"), "forward", operands, steps, dynamic_names(kernel, dynamic))
 
 
-def _sources(plan: LoopPlan, groups: Groups) -> dict[tuple[str, int], int]:
-    """Which tensor, given ones first and then results, every operand is a view of."""
-    a, b, c = (len(groups[name]) for name in ("carries", "streams", "invariants"))
-    of = {("init", i): p.source for i, p in enumerate(plan.carries)}
-    of |= {("stream", i): a + p.source for i, p in enumerate(plan.streams)}
-    of |= {("constant", i): a + b + p.source for i, p in enumerate(plan.invariants)}
-    of |= {("final", i): a + b + c + p.source for i, p in enumerate(plan.carries)}
-    return of | {("out", j): a + b + c + a + p.source for j, p in enumerate(plan.outs)}
+def _unwritten(plan: LoopPlan, steps: int) -> int | None:
+    """The first row of saved states that the kernel leaves as it is, if there is one."""
+    return None if plan.kept or plan.saving is None else -(-steps // plan.saving.checkpoint)
 
 
 __all__ = ["run_forward"]

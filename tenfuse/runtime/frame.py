@@ -14,8 +14,6 @@ import torch
 
 from tenfuse.runtime.launch import Launcher
 from tenfuse.runtime.parts import Copied, Launch, Made, Part, Spot, Zero
-from tenfuse.runtime.replay import Replay
-from tenfuse.runtime.sequence import sequenced
 from tenfuse.step.program import AxisName
 
 _LINE = 64
@@ -25,10 +23,13 @@ class Frame:
     """Tensors are numbered: those given, then results, then the one block the call works in."""
 
     def __init__(self, given: Sequence[torch.Tensor]) -> None:
+        elsewhere = [x.device for x in given if x.device.type != "cpu"]
+        if elsewhere:
+            raise ValueError(f"a loop compiled for the CPU got a tensor on {elsewhere[0]}")
         self._starts: dict[int, tuple[int, int]] = {}
         self._alive: list[torch.Tensor] = []
         self.given = [self._new(x.shape, x.stride(), x.dtype, (n, 0)) for n, x in enumerate(given)]
-        self._results: list[Made] = []
+        self.results: list[Made] = []
         self._block = 0
         self.parts: list[Part] = []
         self.roles: list[str] = []
@@ -41,18 +42,24 @@ class Frame:
         self._alive.append(fresh)
         return fresh
 
-    def result(self, x: torch.Tensor, zero: bool) -> None:
-        """``x``, a tensor without memory, is the next result; its entries start at zero if ``zero``."""
-        number = len(self.given) + len(self._results)
+    def grouped(self, groups: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:
+        """The tensors given, in groups of as many as these have."""
+        rest = iter(self.given)
+        return [[next(rest) for _ in group] for group in groups]
+
+    def result(self, x: torch.Tensor, zero: int | None = None) -> None:
+        """``x``, a tensor without memory, is the next result; its rows from ``zero`` on start at zero."""
+        number = len(self.given) + len(self.results)
         self._starts[x.untyped_storage()._cdata] = (number, 0)
         self._alive.append(x)
-        self._results.append(Made.like(x))
-        if zero:
-            self.parts.append(Zero(number, 0, x.untyped_storage().nbytes()))
+        self.results.append(Made.like(x))
+        if zero is not None:
+            start = zero and zero * x.stride(0) * x.element_size()
+            self.parts.append(Zero(number, start, x.untyped_storage().nbytes() - start))
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Memory for the time of the call; every result must be known before."""
-        start = (len(self.given) + len(self._results), self._block)
+        start = (len(self.given) + len(self.results), self._block)
         like = torch.empty(tuple(shape), device="meta")
         fresh = self._new(like.shape, like.stride(), dtype, start)
         size = math.prod(shape) * dtype.itemsize
@@ -83,9 +90,10 @@ class Frame:
             self.parts.append(Launch(launcher, numbers, steps, places))
         self.roles.append(role)
 
-    def replay(self) -> Replay:
+    def scratch_block(self) -> tuple[Made, ...]:
+        """The one tensor that all scratch memory is a part of, if there is any."""
         block = Made(torch.Size([self._block]), (1,), torch.uint8, self._block)
-        return Replay(sequenced(self.parts), tuple(self._results), (block,) if self._block else ())
+        return (block,) if self._block else ()
 
 
 __all__ = ["Frame"]

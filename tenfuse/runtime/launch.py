@@ -83,13 +83,6 @@ class Launcher:
         if failed:
             raise MemoryError("a tenfuse kernel could not allocate its scratch memory")
 
-    def numbers(
-        self, tensors: Sequence[torch.Tensor], sizes: Mapping[AxisName, int] | None = None
-    ) -> Numbers | None:
-        """Strides and sizes of a call that was made before; None if it had to copy a tensor."""
-        strides = self._strides.get(tuple([x.stride() for x in tensors]))
-        return None if strides is None else (strides, self._size_array(self._axis_sizes(sizes or {})))
-
     def planned(self, tensors: Sequence[torch.Tensor], sizes: Mapping[AxisName, int]) -> Numbers | None:
         """Strides and sizes for tensors laid out as these are, which need no memory; None if one
         of them would have to be copied."""

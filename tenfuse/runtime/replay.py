@@ -1,29 +1,26 @@
 """Calling kernels again on tensors laid out as before, without looking at them anew.
 
-Takes the tensors of one call that has just run, and what it did with them; leaves a
-``Replay`` that repeats it on other tensors of the same shapes, strides and dtypes: every
-operand is then a known distance from the start of a known tensor.  Refuses (None) calls in
-which a tensor was copied first.
+Takes the tensors of a call; leaves its results.  What is launched on what is worked out at the first
+call with tensors of one layout, on tensors without memory (``Frame``): every operand is then a known
+distance from the start of a known tensor.  Later calls repeat that.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from tenfuse.runtime.launch import Launcher
-from tenfuse.runtime.parts import Launch, Made, Part, Run, Zero
+from tenfuse.runtime.bind import count, kernel_name
+from tenfuse.runtime.frame import Frame
+from tenfuse.runtime.parts import Made, Run
 from tenfuse.runtime.sequence import sequenced
 
-Signature = tuple[Any, ...]
-
-
-def signature(key: str, way: object, steps: int, tensors: Sequence[torch.Tensor]) -> Signature:
-    """What two calls must share for one to replay the other."""
-    return (key, way, steps, *[(x.shape, x.stride(), x.dtype, x.is_conj()) for x in tensors])
+_MOST = 256
+"""Layouts remembered; all are forgotten when there are more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +29,15 @@ class Replay:
 
     parts: tuple[Run, ...]
     results: tuple[Made, ...]
-    scratch: tuple[Made, ...] = ()
+    scratch: tuple[Made, ...]
+    launches: tuple[tuple[str, int], ...]
+    """The names of the kernels that run, and how often each does."""
+
+    @staticmethod
+    def of(frame: Frame, key: str) -> Replay:
+        names = Counter(kernel_name(key, role) for role in frame.roles)
+        parts = sequenced(frame.parts)
+        return Replay(parts, tuple(frame.results), frame.scratch_block(), tuple(names.items()))
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         results = [made() for made in self.results]
@@ -43,34 +48,34 @@ class Replay:
         return results
 
 
-def replay(
-    launcher: Launcher,
-    steps: int,
-    operands: Sequence[tuple[torch.Tensor, int]],
-    tensors: Sequence[torch.Tensor],
-    results: Sequence[torch.Tensor],
-    zeroed: Sequence[tuple[int, int]],
-    sizes: dict[str, int],
-) -> Replay | None:
-    """The replay of a call of one kernel; ``operands`` come with the tensor each is a view of,
-    ``zeroed`` are results, with nothing between their rows, and their first zero row."""
-    numbers = launcher.numbers([x for x, _ in operands], sizes)
-    everything = [*tensors, *results]
-    if numbers is None or any(x.numel() == 0 or x.device.type != "cpu" for x in everything):
-        return None
-    if any(_storage(x) != _storage(everything[i]) for x, i in operands):
-        return None
-    parts: list[Part] = []
-    for i, row in zeroed:
-        start = row * results[i].stride(0) * results[i].element_size()
-        parts.append(Zero(len(tensors) + i, start, results[i].nbytes - start))
-    places = tuple((i, x.data_ptr() - everything[i].data_ptr()) for x, i in operands)
-    parts.append(Launch(launcher, numbers, steps, places))
-    return Replay(sequenced(parts), tuple(Made.like(x) for x in results))
+class Replays:
+    """The calls of one operator, by plan and layout."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Replay] = {}
+
+    def run(
+        self,
+        key: str,
+        way: object,
+        steps: int,
+        tensors: Sequence[torch.Tensor],
+        work_out: Callable[[Frame], None],
+    ) -> list[torch.Tensor]:
+        """The results of a call; ``way`` is what else ``work_out`` depends on."""
+        which = (key, way, steps, *[(x.shape, x.stride(), x.dtype, x.is_conj()) for x in tensors])
+        known = self._known.get(which)
+        if known is None:
+            if any(x.is_conj() for x in tensors):
+                return self.run(key, way, steps, [x.resolve_conj() for x in tensors], work_out)
+            frame = Frame(tensors)
+            work_out(frame)
+            if len(self._known) > _MOST:
+                self._known.clear()
+            known = self._known[which] = Replay.of(frame, key)
+        for name, times in known.launches:
+            count(name, times)
+        return known(tensors)
 
 
-def _storage(x: torch.Tensor) -> int:
-    return x.untyped_storage().data_ptr()
-
-
-__all__ = ["Replay", "Signature", "replay", "signature"]
+__all__ = ["Replay", "Replays"]

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 import tenfuse
 from tenfuse.report.registry import recording
-from tenfuse.runtime import backward, bind, forward
+from tenfuse.runtime import backward, bind, forward, op, replay
 
 OPTIONS = {"strict": True, "inner": "eager"}
 
@@ -58,20 +58,28 @@ def compiled(model, **options):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """``(key, role)`` of every kernel that runs."""
-    seen, run, count = [], bind.run, bind.count_launch
+    """The role of every kernel that runs."""
+    seen, count = [], bind.count
 
-    def counted(kernel, key, role, *rest):
-        seen.append((key, role))
-        return run(kernel, key, role, *rest)
+    def launched(name, times):
+        seen.extend([name.split("_", 2)[2]] * times)
+        count(name, times)
 
-    def launched(key, role, times):
-        seen.extend([(key, role)] * times)
-        count(key, role, times)
+    monkeypatch.setattr(forward, "_replays", replay.Replays())
+    monkeypatch.setattr(replay, "count", launched)
+    return seen
 
-    monkeypatch.setattr(forward, "_REPLAYS", {})
-    monkeypatch.setattr(forward, "run", counted)
-    monkeypatch.setattr(backward, "count_launch", launched)
+
+@pytest.fixture
+def given(monkeypatch):
+    """The carries, streams and invariants of every loop that runs, and its key."""
+    seen, run = [], op.run_forward
+
+    def spied(carries, streams, invariants, steps, key, save):
+        seen.append(((carries, streams, invariants), key))
+        return run(carries, streams, invariants, steps, key, save)
+
+    monkeypatch.setattr(op, "run_forward", spied)
     return seen
 
 
@@ -83,24 +91,22 @@ def test_gradcheck(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck(name, calls, monkeypatch):
+def test_opcheck(name, given):
     model, shapes, dtype = CASES[name]
-    given, groups = [], bind.grouped
-    monkeypatch.setattr(forward, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
     args = inputs(*shapes, dtype=dtype)
     compiled(model)(*args)
-    leaves = [[t.detach().clone().requires_grad_() for t in group] for group in given[-1]]
+    groups, key = given[-1]
+    leaves = [[t.detach().clone().requires_grad_() for t in group] for group in groups]
     steps = args[0].shape[1]
-    torch.library.opcheck(torch.ops.tenfuse.loop.default, (*leaves, steps, calls[-1][0], True))
+    torch.library.opcheck(torch.ops.tenfuse.loop.default, (*leaves, steps, key, True))
 
 
-def test_a_gradient_that_was_not_planned_is_no_silent_zero(calls, monkeypatch):
-    given, groups = [], bind.grouped
-    monkeypatch.setattr(forward, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
+def test_a_gradient_that_was_not_planned_is_no_silent_zero(given):
     x, a, h = inputs((2, 5, 3), (3,), (2, 3))
     compiled(ema)(x, a.detach(), h)
-    leaves = [[t.detach().clone().requires_grad_() for t in group] for group in given[-1]]
-    outputs = torch.ops.tenfuse.loop(*leaves, 5, calls[-1][0], True)
+    groups, key = given[-1]
+    leaves = [[t.detach().clone().requires_grad_() for t in group] for group in groups]
+    outputs = torch.ops.tenfuse.loop(*leaves, 5, key, True)
     with pytest.raises(RuntimeError, match="did not want when it was compiled"):
         outputs[0].sum().backward()
 
@@ -123,13 +129,12 @@ def test_gradients_of_some_inputs():
 
 
 @pytest.fixture
-def operands(calls, monkeypatch):
+def operands(given):
     """A loop's tensors, its steps and its plan, as the operator takes them."""
-    given, groups = [], bind.grouped
-    monkeypatch.setattr(forward, "grouped", lambda *tensors: given.append(tensors) or groups(*tensors))
     x, a, h = inputs((2, 5, 3), (3,), (2, 3))
     compiled(ema)(x, a, h)
-    return [[t.detach() for t in group] for group in given[-1]], 5, calls[-1][0]
+    groups, key = given[-1]
+    return [[t.detach() for t in group] for group in groups], 5, key
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "dual"])
@@ -190,8 +195,7 @@ def test_no_second_derivative():
 def test_runs_one_kernel_each_way(calls):
     y, h = compiled(ema)(*inputs((2, 5, 3), (3,), (2, 3)))
     (y.sum() + h.sum()).backward()
-    assert [role for _, role in calls] == ["forward", "backward"]
-    assert len({key for key, _ in calls}) == 1
+    assert calls == ["forward", "backward"]
 
 
 def test_unknown_plan_is_named():
@@ -260,9 +264,8 @@ def test_sums_of_outer_products_in_pieces(model, chunk, piece, calls, monkeypatc
     expected = torch.autograd.grad(model(x, r).sin().sum(), (x, r))
     got = torch.autograd.grad(compiled(model, chunk=chunk)(x, r).sin().sum(), (x, r))
     torch.testing.assert_close(got, expected)
-    roles = [role for _, role in calls]
     pieces = {1: (19, 5), 1 << 13: (4, 5), 1 << 21: (1, 1)}[piece][chunk == 4]
-    assert roles.count("product_1") == roles.count("backward") == pieces
+    assert calls.count("product_1") == calls.count("backward") == pieces
 
 
 def overlapping(x):
