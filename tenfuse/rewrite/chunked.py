@@ -9,6 +9,7 @@ graph, where autograd derives its gradient and the inner compiler its code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -140,7 +141,7 @@ class Chunked:
         shape = list(tensor.shape[:lead])
         for d in range(tensor.dim() - lead):
             axes = _axes_of(view, d)
-            length = _product(self.sizes[a] for a in axes)
+            length = math.prod(self.sizes[a] for a in axes)
             tensor = tensor.narrow(lead + d, offset.get(d, 0), length)
             shape += [self.sizes[a] for a in axes]
             order += axes
@@ -201,13 +202,6 @@ def _axes_of(view: View, dim: int) -> list[AxisName]:
 def _own(source: int, axes: tuple[AxisName, ...]) -> Placed:
     """A tensor whose dimensions are its axes."""
     return Placed(source, View(axes, tuple((d, 1) for d in range(len(axes)))))
-
-
-def _product(sizes: Any) -> int:
-    total = 1
-    for n in sizes:
-        total *= n
-    return total
 
 
 __all__ = ["CHUNKS", "Chunked", "whole_pieces"]

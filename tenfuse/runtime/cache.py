@@ -47,6 +47,18 @@ def key_of(*parts: str) -> str:
     return found.hexdigest()
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Put a file in place, of which others see all or nothing."""
+    handle, draft = tempfile.mkstemp(prefix="tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(draft, path)
+    except OSError:
+        os.unlink(draft)
+        raise
+
+
 def lookup(key: str) -> Path | None:
     """The library of a sound entry."""
     entry = root() / key

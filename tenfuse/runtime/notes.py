@@ -9,8 +9,6 @@ no error: the text is derived again.
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from pathlib import Path
 
 from tenfuse.runtime import cache
@@ -27,7 +25,7 @@ def keep(key: str, text: str) -> None:
     folder = _folder()
     if folder is not None:
         with contextlib.suppress(OSError):
-            _write(folder / key, text)
+            cache.write_atomically(folder / key, f"{cache.key_of(text)}\n{text}")
 
 
 def _folder() -> Path | None:
@@ -45,17 +43,6 @@ def _read(path: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return text if digest == cache.key_of(text) else None
-
-
-def _write(path: Path, text: str) -> None:
-    handle, draft = tempfile.mkstemp(prefix="tmp-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(f"{cache.key_of(text)}\n{text}")
-        os.replace(draft, path)
-    except OSError:
-        os.unlink(draft)
-        raise
 
 
 __all__ = ["keep", "recall"]

@@ -28,7 +28,7 @@ from tenfuse.plan.tiles.kernel import TileKernel
 from tenfuse.plan.tiles.settings import Setting, bucket
 from tenfuse.reasons import DEVICE, refuse
 from tenfuse.runtime import interpreted, tune
-from tenfuse.runtime.cache import root
+from tenfuse.runtime.cache import root, write_atomically
 from tenfuse.runtime.device import recording
 from tenfuse.step.program import AxisName, compares
 
@@ -147,17 +147,11 @@ def _module(name: str, text: str) -> Path:
     try:
         path = root() / name
         if not path.exists() or path.read_text() != text:
-            _publish(path, text)
+            write_atomically(path, text)
     except OSError:
         path = Path(tempfile.mkdtemp(prefix="tenfuse-")) / name
         path.write_text(text)
     return path
-
-
-def _publish(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
-        file.write(text)
-    os.replace(file.name, path)
 
 
 __all__ = ["TileLauncher", "interpreting", "load"]
