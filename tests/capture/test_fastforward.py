@@ -25,6 +25,55 @@ def test_states_and_outputs():
     same(model, x(2, T, 3).requires_grad_(), x(3), x(2, 3))
 
 
+NUMBERS = {
+    "tensor of one": lambda h, x, t: h + x + torch.tensor([t / T]),
+    "tensor of several": lambda h, x, t: h + x * torch.tensor([t / T, 1.0, t]),
+    "tensor of a tensor": lambda h, x, t: h * torch.tensor([x.sum(), t, 1.0]),
+    "as tensor": lambda h, x, t: h + x * torch.as_tensor(t * 0.5),
+    "scalar tensor": lambda h, x, t: h + x * torch.scalar_tensor(t),
+    "full": lambda h, x, t: h + x * torch.full((3,), t / T),
+    "full like": lambda h, x, t: h + torch.full_like(x, t),
+    "new": lambda h, x, t: h * x.new_tensor(0.5) + x.new_full((3,), t),
+    "new tensor": lambda h, x, t: h + x.new_tensor([t, 1, 2]),
+    "fill": lambda h, x, t: h + x.clone().fill_(t),
+    "arange": lambda h, x, t: h + torch.arange(t, t + 3),
+    "linspace": lambda h, x, t: h + torch.linspace(0, t, 3),
+    "math": lambda h, x, t: h * math.exp(-t / T) + x * math.sqrt(t + 1) + math.cos(t),
+    "alpha": lambda h, x, t: torch.add(h, x, alpha=t / T),
+    "alpha, whole": lambda h, x, t: torch.add(h, x, alpha=t),
+    "lerp": lambda h, x, t: torch.lerp(h, x, t / T),
+    "clamp": lambda h, x, t: (h + x).clamp(-1 - t, 0.1 * t),
+    "where": lambda h, x, t: torch.where(h > 0, h, t) + x,
+    "masked fill": lambda h, x, t: (h + x).masked_fill(h > 0, t / 2),
+    "addcmul": lambda h, x, t: torch.addcmul(h, x, x, value=t / T),
+    "power of a tensor": lambda h, x, t: torch.tanh(h) ** t + x,
+    "power of a number": lambda h, x, t: torch.pow(t + 1.0, torch.tanh(h)) + x,
+    "modulo": lambda h, x, t: h + x * (t % 5) + torch.remainder(x, t + 1),
+    "roll": lambda h, x, t: torch.roll(h, t, 0) + x,
+    "embedding": lambda h, x, t: h + torch.nn.functional.embedding(torch.full((), t), torch.eye(T, 3)),
+    "one hot": lambda h, x, t: h + x * (torch.arange(3) == t % 3),
+    "bool": lambda h, x, t: h + x * float(t > 5),
+    "min and max": lambda h, x, t: h + x * min(t, 7) / max(t, 3),
+    "rounded": lambda h, x, t: h + x * round(t / 3) + int(t / 7) + abs(t - 9),
+    "float": lambda h, x, t: h + x * float(t) + t**2,
+}
+
+
+@pytest.mark.parametrize("spelling", NUMBERS)
+def test_numbers(spelling):
+    """Where the number cannot be left open, every step is traced; the graph is the same either way."""
+
+    def model(xs, h):
+        for t in range(T):
+            h = NUMBERS[spelling](h, xs[t], t)
+        return h
+
+    slow, _, wanted = traced(model, (x(T, 3), x(3)), False)
+    fast, _, found = traced(model, (x(T, 3), x(3)), True)
+    assert fast == slow
+    torch.testing.assert_close(found, wanted)
+
+
 INDICES = {
     "last but t": lambda xs, t: xs[:, T - 1 - t],
     "slice": lambda xs, t: xs[:, t : t + 1].squeeze(1),
