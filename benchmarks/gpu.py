@@ -7,10 +7,10 @@
     --into FOLDER      writes there, after every row, whatever the other switches
     --minutes 25       begins nothing later than that
     --resume           keeps the rows that are in FOLDER already
-    --ahead 12         processes that compile every row before the first is measured
+    --ahead 12         processes that compile rows side by side, before the first is measured
 
-Rows start from a step written in plain PyTorch (``reference/steps.py``) under torch's ``scan``,
-compiled by tenfuse.  Times are CUDA events around one call, every way once a round, the order
+Rows start from plain Python loops over steps written in PyTorch (``reference/steps.py``), compiled by
+tenfuse.  Times are CUDA events around one call, every way once a round, the order
 turning; medians with quartiles.  Beside each time stand its error against the loop in fp64, its
 peak memory, and how much of the measured bandwidth of a copy it would take to read its inputs and
 write its outputs once.  Rows are measured in a process of their own: one that fails, or takes
@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import logging
-import multiprocessing
 import os
 import sys
 import time
@@ -38,13 +39,13 @@ from rich.console import Console
 
 from benchmarks import fla, measure
 from benchmarks.apart import Apart, Lost
-from benchmarks.gpu_rows import SIZES, Card, Row, beside_inductor, measured, rows, tried
+from benchmarks.gpu_rows import SIZES, Card, Job, Row, compile_ahead, fill_caches, measured, rows
 from reference.steps import Size
 
 RESULTS = Path(__file__).parent / "results"
 PROGRESS = Console(stderr=True)
 PATIENCE, COMPILING = 240.0, 420.0
-"""Seconds that a row may take, and that all rows together may be compiled ahead."""
+"""Seconds that a row may take, and that all rows together may be compiled before."""
 Found = dict[str, dict[str, Any]]
 """Figures by the name of the row."""
 
@@ -68,83 +69,98 @@ def bandwidth(dry: bool) -> float:
     return _card(dry).bandwidth()
 
 
-def one(how: Callable[..., dict[str, Any]], row: Row, dry: bool, rounds: int, copy: float) -> dict[str, Any]:
-    """The figures of a row; "lost" if the device is of no use any more."""
-    found = how(row, _card(dry), rounds, copy)
+def one(job: Job, rounds: int, copy: float) -> dict[str, Any]:
+    """The figures of a job; "lost" if the device is of no use any more."""
+    found = measured(job, _card(job.dry), rounds, copy)
     try:
-        if not dry:
+        if not job.dry:
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()
     except RuntimeError:
         found["lost"] = True
     return found
 
 
-def ahead(row: Row) -> None:
-    """Fills the caches of compilers; fla's timings, of a card that others use, are not kept."""
+def prepare(job: Job) -> None:
+    """Compiles what the job will measure, and keeps no more of the card than that."""
     _quiet()
+    compile_ahead(job)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def prepare_fla(row: Row) -> None:
+    """Fills the caches of compilers; timings, of a card that others use, are not kept."""
     os.environ["FLA_CACHE_RESULTS"] = "0"
-    tried(row, "cuda")
+    fill_caches(row)
 
 
 # -- the whole run ----------------------------------------------------------------------------------
 
 
-def compile_ahead(chosen: Sequence[Row], processes: int) -> None:
-    """Every row compiled, in ``processes`` at a time; what fails or takes too long is left."""
-    PROGRESS.log(f"compiling {len(chosen)} rows, {processes} at a time")
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)
-    waiting = [pool.submit(ahead, row) for row in chosen]
-    concurrent.futures.wait(waiting, COMPILING)
-    children = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for child in children:
-        child.kill()
-
-
 class Measuring:
-    """Rows measured one after the other, each written as soon as it is there."""
+    """Jobs compiled side by side, then measured one after the other, each written as soon as it is there."""
 
     def __init__(self, args: argparse.Namespace, dry: bool, found: Found) -> None:
         self.args, self.dry, self.found = args, dry, found
-        self.apart = Apart()
+        self.shared, self.own = Apart(), dict[Job, Apart]()
         self.copy = float("nan")
         self.start = time.monotonic()
 
-    def run(self, chosen: Sequence[Row]) -> None:
+    def run(self, jobs: Sequence[Job]) -> None:
+        left = [job for job in jobs if job.key not in self.found.get(str(job.row), {})]
         try:
-            self.copy = self.apart(bandwidth, self.dry, patience=PATIENCE)
-            jobs = [(measured, "ways", row) for row in chosen]
-            if not self.args.quick:
-                first = {row.step: row for row in reversed(chosen)}
-                jobs += [(beside_inductor, "short_ways", row) for row in chosen if first[row.step] is row]
-            for how, key, row in jobs:
-                self._row(how, key, row)
+            if self.args.ahead and not self.dry:
+                self._prepare(left)
+            self.copy = self.shared(bandwidth, self.dry, patience=PATIENCE)
+            for job in left:
+                self._measure(job)
         finally:
-            self.apart.end()
+            for apart in (self.shared, *self.own.values()):
+                apart.end()
 
-    def _row(self, how: Callable[..., dict[str, Any]], key: str, row: Row) -> None:
-        entry = self.found.setdefault(str(row), {"name": str(row)})
-        if key in entry:
-            return
+    def _prepare(self, jobs: Sequence[Job]) -> None:
+        """Every job in the process that will measure it, fla's kernels in others; what takes too long is
+        left to those who measure it."""
+        PROGRESS.log(f"compiling {len(jobs)} rows, {self.args.ahead} at a time")
+        until = time.monotonic() + COMPILING
+
+        def call(apart: Apart, how: Callable[..., None], what: Job | Row) -> None:
+            with contextlib.suppress(Lost):
+                apart(how, what, patience=max(0.0, until - time.monotonic()))
+
+        def alone(row: Row) -> None:
+            apart = Apart()
+            call(apart, prepare_fla, row)
+            apart.end()
+
+        self.own = {job: Apart() for job in jobs}
+        # The longest sequences first: they take the longest to trace.
+        order = sorted(jobs, key=lambda job: -job.size.steps)
+        with concurrent.futures.ThreadPoolExecutor(self.args.ahead) as pool:
+            waiting = [pool.submit(call, self.own[job], prepare, job) for job in order]
+            waiting += [pool.submit(alone, job.row) for job in jobs if job.beside == "fla"]
+            concurrent.futures.wait(waiting)
+
+    def _measure(self, job: Job) -> None:
+        entry = self.found.setdefault(str(job.row), {"name": str(job.row)})
+        apart = self.own.pop(job, self.shared)
         if time.monotonic() - self.start > 60 * self.args.minutes:
             if "ways" not in entry:
                 entry["problem"] = "not measured: no time was left"
+            apart.end()
             return
-        PROGRESS.log(f"{row}{', beside Inductor' if key != 'ways' else ''}")
-        rounds = 1 if self.dry else self.args.rounds
+        PROGRESS.log(str(job))
         try:
-            made = self.apart(one, how, row, self.dry, rounds, self.copy, patience=PATIENCE)
+            made = apart(one, job, 1 if self.dry else self.args.rounds, self.copy, patience=PATIENCE)
         except Lost as error:
-            made = {key: {"tenfuse": {"problem": str(error)}}}
-        if made.pop("lost", False):
-            self.apart.end()
+            made = {job.key: {"tenfuse": {"problem": str(error)}}}
+        if made.pop("lost", False) or apart is not self.shared:
+            apart.end()
         entry.update(made)
         if self.args.into is not None:
             write(list(self.found.values()), self.copy, self.args.into)
         if self.args.into is None or self.args.only:
-            print(table([{"name": str(row), **made}]), flush=True)
+            print(table([{"name": str(job.row), **made}]), flush=True)
 
 
 def before(folder: Path | None) -> Found:
@@ -241,11 +257,11 @@ def main() -> int:
         ]
     if dry:
         chosen = list({row.step: dataclasses.replace(row, size=Size(1, 19, 2, 4)) for row in chosen}.values())
-    run = Measuring(args, dry, before(args.into) if args.resume else {})
-    left = [row for row in chosen if "ways" not in run.found.get(str(row), {})]
-    if left and args.ahead and not dry:
-        compile_ahead(left, args.ahead)
-    run.run(chosen)
+    jobs = [Job(row, "fla", dry) for row in chosen]
+    if not args.quick:
+        first = {row.step: row for row in reversed(chosen)}
+        jobs += [Job(row, "inductor", dry) for row in chosen if first[row.step] is row]
+    Measuring(args, dry, before(args.into) if args.resume else {}).run(jobs)
     if args.into is not None:
         print(f"written to {args.into / 'gpu.json'} and gpu.md")
     return 0
@@ -260,9 +276,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--into", type=Path, help="the folder to write to")
     parser.add_argument("--minutes", type=float, default=25.0, help="nothing is begun later than that")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there already")
-    ahead = min(12, os.cpu_count() or 1)
-    parser.add_argument("--ahead", type=int, default=ahead, help="processes that compile before; 0 for none")
-    return parser.parse_args()
+    parser.add_argument("--ahead", type=int, help="processes that compile at a time; 0: none before")
+    found = parser.parse_args()
+    if found.ahead is None:
+        found.ahead = 0 if found.dry else min(12, os.cpu_count() or 1)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """One row of the GPU table: the ways of running one loop, measured side by side.
 
-Takes a ``Row`` and a ``Card``; leaves figures by way.  A way that fails is a text in its place, and
-one that has no gradient has its forward measured.
+Takes a ``Job``, a row and what tenfuse is measured beside, and a ``Card``; leaves figures by way.  A way
+that fails is a text in its place, and one that has no gradient has its forward measured.  What a job
+compiles is kept by its process, so that it may be compiled while nothing is measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import fla, measure
 from benchmarks.measure import Spread
-from reference.steps import STEPS, Inputs, Size, Step, looped, scanned
+from reference.steps import STEPS, Inputs, Size, Step, looped
 
 Run = Callable[[Inputs], Any]
 INDUCTOR_STEPS = 128
@@ -32,6 +33,33 @@ class Row:
 
     def __str__(self) -> str:
         return f"{self.step}, {self.size}, {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A row beside "fla" at its size, or beside "inductor" at so few steps that its loop can be unrolled."""
+
+    row: Row
+    beside: str
+    dry: bool = False
+
+    @property
+    def size(self) -> Size:
+        if self.beside == "fla":
+            return self.row.size
+        return dataclasses.replace(self.row.size, steps=3 if self.dry else INDUCTOR_STEPS)
+
+    @property
+    def key(self) -> str:
+        """Under which its figures are written."""
+        return "ways" if self.beside == "fla" else "short_ways"
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
+    def __str__(self) -> str:
+        return f"{self.row}, beside {self.beside}"
 
 
 SCANS = ("gated", "rotation", "selective", "decayed max")
@@ -61,7 +89,7 @@ def compiled(row: Row, fixed: tuple[Tensor, ...], dry: bool) -> Run:
     options = {"strict": True, **({"target": "triton", "inner": "eager"} if dry else {})}
 
     def run(carry: Any, streams: Any, constants: Any) -> Any:
-        return scanned(step, carry, streams, (*constants, *fixed))
+        return looped(step, carry, streams, (*constants, *fixed))
 
     torch._dynamo.reset()
     fused = torch.compile(run, backend=tenfuse, options=options, dynamic=False)
@@ -189,29 +217,36 @@ def prepared(row: Row, size: Size, device: str) -> Inputs:
     return Inputs(*(tuple(t.to(device, row.dtype).requires_grad_(g) for t in ts) for ts, g in wants))
 
 
-def measured(row: Row, card: Card, rounds: int, bandwidth: float) -> dict[str, Any]:
-    """tenfuse beside the kernel written by hand, at the row's size."""
-    x = prepared(row, row.size, card.device)
-    ways: dict[str, Run | str] = {"tenfuse": compiled(row, x.fixed, card.dry), "fla": fla.run_of(row.step)}
-    return {"ways": _timed(ways, x, oracle(row, x), card, rounds, bandwidth)}
+@functools.cache
+def ready(job: Job) -> tuple[Inputs, dict[str, Run | str]]:
+    """The job's inputs and ways; these compile at their first call."""
+    row, x = job.row, prepared(job.row, job.size, job.device)
+    other = fla.run_of(row.step) if job.beside == "fla" else by_inductor(STEPS[row.step], x.fixed)
+    return x, {"tenfuse": compiled(row, x.fixed, job.dry), job.beside: other}
 
 
-def beside_inductor(row: Row, card: Card, rounds: int, bandwidth: float) -> dict[str, Any]:
-    """tenfuse beside Inductor, at so few steps that Inductor's loop can be unrolled."""
-    size = dataclasses.replace(row.size, steps=3 if card.dry else INDUCTOR_STEPS)
-    x = prepared(row, size, card.device)
-    ways = {"tenfuse": compiled(row, x.fixed, card.dry), "inductor": by_inductor(STEPS[row.step], x.fixed)}
-    found = _timed(ways, x, oracle(row, x), card, rounds, bandwidth)
-    return {"short": f"the same at T{size.steps}", "short_ways": found}
+def compile_ahead(job: Job) -> None:
+    """Compiles what ``measured`` will call in this process, but for fla's kernels, which time themselves."""
+    x, ways = ready(job)
+    for name, way in ways.items():
+        if name != "fla" and not isinstance(way, str):
+            for how in PARTS.values():
+                with contextlib.suppress(Exception):  # whoever measures it says what is wrong
+                    how(way, x)
 
 
-def tried(row: Row, device: str) -> None:
-    """Everything compiled that ``measured`` will call, and nothing measured."""
-    x = prepared(row, row.size, device)
-    for way in (compiled(row, x.fixed, device == "cpu"), fla.run_of(row.step)):
-        if not isinstance(way, str):
-            with contextlib.suppress(Exception):  # whoever measures it says what is wrong
-                gradients(way, x)
+def fill_caches(row: Row) -> None:
+    """fla's kernels for a row, compiled in a process of their own: what they time here is of no use."""
+    way = fla.run_of(row.step)
+    if not isinstance(way, str):
+        with contextlib.suppress(Exception):
+            gradients(way, prepared(row, row.size, "cuda"))
+
+
+def measured(job: Job, card: Card, rounds: int, bandwidth: float) -> dict[str, Any]:
+    x, ways = ready(job)
+    found = {job.key: _timed(ways, x, oracle(job.row, x), card, rounds, bandwidth)}
+    return found if job.beside == "fla" else {"short": f"the same at T{job.size.steps}", **found}
 
 
 def _timed(
