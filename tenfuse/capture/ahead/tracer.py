@@ -14,7 +14,6 @@ from torch._dynamo import utils
 from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.variables import TensorVariable
 from torch._dynamo.variables.base import VariableTracker
-from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from tenfuse.capture.ahead.copies import EXAMPLE, NotUniform
@@ -55,9 +54,6 @@ def tracing(tx: Any) -> Iterator[None]:
         # for `x[t]` torch writes `select` where t is symbolic, and `getitem` where it is not
         if target is torch.select and tx.output.current_tx.current_instruction.opname in _SUBSCRIPTS:
             target, args = operator.getitem, (args[0], args[2])
-        # for `torch.tensor([t])` torch writes its reference where t is symbolic, as it does for tensors in it
-        elif target is torch._refs.tensor and not any(map(_is_tensor, tree_leaves((args, kwargs)))):
-            target = torch.tensor
         return create(kind, target, args, kwargs, *more, **named)
 
     called = TensorVariable.call_method
@@ -80,8 +76,12 @@ def tracing(tx: Any) -> Iterator[None]:
         yield
 
 
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, fx.Proxy) and isinstance(leaf.node.meta.get(EXAMPLE), torch.Tensor)
+def as_written(node: fx.Node) -> Any:
+    """What ``node`` calls where the numbers of the step are known: for ``torch.tensor([t])`` torch writes its
+    reference where t is symbolic, as it does for a tensor in the list."""
+    examples = (source.meta.get(EXAMPLE) for source in node.all_input_nodes)
+    refers = node.target is torch._refs.tensor and not any(isinstance(e, torch.Tensor) for e in examples)
+    return torch.tensor if refers else node.target
 
 
 def _index(index: Any, end: Callable[[Any], Any]) -> Any:

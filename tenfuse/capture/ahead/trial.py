@@ -32,6 +32,7 @@ from tenfuse.capture.ahead.iterators import Item, Listed, Source
 from tenfuse.capture.ahead.places import Places
 from tenfuse.capture.ahead.taken import Taken
 from tenfuse.capture.ahead.tracer import (
+    as_written,
     decided,
     geometry,
     known,
@@ -108,6 +109,8 @@ class Trial:
             raise NotUniform("something was decided by the number of the step")
         nodes = [node for node in _after(self.graph, start) if node not in self.taken.values]
         shapes |= self.taken.geometry
+        for node in nodes:
+            node.target = as_written(node)
         for read in {source for node in nodes for source in node.all_input_nodes} & shapes.keys():
             if shapes[read] != geometry(read.meta.get(EXAMPLE)):
                 raise NotUniform(f"a step changes the shape of {read}")
