@@ -30,7 +30,8 @@ from tenfuse.fuse import fuse, kernels
 from tenfuse.reasons import INTERNAL, Refusal, Refused
 from tenfuse.report.registry import record
 from tenfuse.report.report import LoopReport, Report
-from tenfuse.rewrite.splice import lower, splice
+from tenfuse.rewrite.lower import lower
+from tenfuse.rewrite.splice import splice
 from tenfuse.rewrite.tree import restore
 from tenfuse.runtime.firstcall import checked
 from tenfuse.runtime.op import launches

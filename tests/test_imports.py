@@ -72,6 +72,8 @@ BORDERS = {
         "tenfuse.runtime.op", "tenfuse.step.batched", "tenfuse.step.reader",
     },
     "rewrite/join.py": {"tenfuse.capture.record"},
+    "rewrite/lower.py": {"tenfuse.capture.record"},
+    "rewrite/region.py": {"tenfuse.capture.record"},
     "rewrite/splice.py": {"tenfuse.capture.record"},
     "rewrite/tree.py": {"tenfuse.capture.record"},
 }  # fmt: skip

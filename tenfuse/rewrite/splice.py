@@ -3,14 +3,14 @@
 Takes the SSA copy of a graph, one of its ``Loop``s and a graph ``fused(*inits, *streams,
 *invariants) -> (*finals, *ys)``; edits the copy's own version of the user's graph, in which
 in-place operations are still in place, so what no loop touches stays exactly as written.
-``lower`` hands that graph out.  A value that the user's graph overwrites before the loop
+``lower.lower`` hands that graph out.  A value that the user's graph overwrites before the loop
 reads it is cloned where it still stands.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,37 +18,8 @@ import torch.fx as fx
 
 from tenfuse.capture.loop import BufferWrite, Final, Loop, Stacked, Stream, ViewOp, Whole
 from tenfuse.capture.record import Record, record
-from tenfuse.rewrite.join import join_slices
-
-
-def _view_ops(graph: fx.Graph, value: fx.Node, ops: Sequence[ViewOp]) -> fx.Node:
-    for op in ops:
-        value = graph.call_function(op.target, (value, *op.args), dict(op.kwargs))
-    return value
-
-
-_FACTORIES = {
-    torch.empty, torch.zeros, torch.ones, torch.full, torch.empty_like, torch.zeros_like, torch.ones_like,
-    torch.full_like, "new_empty", "new_zeros", "new_ones", "new_full",
-}  # fmt: skip
-"""Calls that make a tensor of constants."""
-
-
-def _laid_out(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-
-def _time_in(buffer: torch.Tensor, ops: Sequence[ViewOp]) -> int | None:
-    """The dimension of ``buffer`` that ``ops`` bring to the front, if that is all they do."""
-    if not all(isinstance(n, int) for n in (*buffer.shape, *buffer.stride())):
-        return None
-    whole = torch.empty_strided(buffer.shape, buffer.stride(), device="meta")
-    seen = whole
-    for op in ops:
-        seen = op.target(seen, *op.args, **dict(op.kwargs))
-    places = [(d, whole.movedim(d, 0)) for d in range(whole.dim())]
-    alike = [d for d, v in places if (v.shape, v.stride()) == (seen.shape, seen.stride())]
-    return alike[0] if alike and seen.storage_offset() == 0 else None
+from tenfuse.rewrite.buffers import FACTORIES, laid_out, time_in, view_ops
+from tenfuse.rewrite.region import region_of
 
 
 class _Splice:
@@ -57,15 +28,9 @@ class _Splice:
         self.record: Record = record(gm)
         self.graph = self.record.graph
         self.inside = set(loop.nodes)
-        origin = self.record.origin
-        places = [self.record.order[origin[n]] for n in loop.nodes if n in origin]
-        self.lo, self.hi = min(places), max(places)
-        self._drop_dead()
-        self.alive = set(self.graph.nodes)
-        self.region = [n for n in self.graph.nodes if self.lo <= self.record.order.get(n, -1) <= self.hi]
-        self.members = set(self.region)
-        self.behind: dict[fx.Node, list[fx.Node]] = {}
-        self._part_strays()
+        place = region_of(self.record, loop)
+        self.lo, self.hi, self.region, self.behind = place.lo, place.hi, place.nodes, place.behind
+        self.members, self.alive = set(place.nodes), set(self.graph.nodes)
         self.anchor = self.region[0]
         holders = (n for n in loop.body.graph.nodes if n.op == "placeholder")
         values = (n.meta.get("example_value") for n in holders)
@@ -89,41 +54,6 @@ class _Splice:
         self._replace_uses()
         self._erase()
         self._register()
-
-    def _drop_dead(self) -> None:
-        """What nothing reads must not ask the loop for its results."""
-        for node in reversed(list(self.graph.nodes)):
-            if node in self.record.dead and not node.users and self.record.order[node] > self.lo:
-                self.graph.erase_node(node)
-
-    def _part_strays(self) -> None:
-        """Nodes among the steps that belong to none: those that read the loop go behind it.
-
-        The others go before it, because the loop may read them.
-        """
-        rec = self.record
-        ours = {rec.origin[n] for n in self.loop.nodes if n in rec.origin}
-        values: dict[fx.Node, list[fx.Node]] = {}
-        for value, origin in rec.origin.items():
-            if origin in self.members and origin not in ours and value not in self.inside:
-                values.setdefault(origin, []).append(value)
-        behind: set[fx.Node] = set(self.inside)
-        after: list[fx.Node] = []
-        for node in [n for n in self.region if n in values]:
-            self.members.discard(node)
-            if any(a in behind for v in values[node] for a in v.all_input_nodes):
-                behind |= set(values[node])
-                after.append(node)
-                self.behind[node] = values[node]
-            else:
-                self.region[0].prepend(node)
-                rec.order[node] = self.lo - 0.5
-        last = self.region[-1]
-        for node in after:
-            last.append(node)
-            last = node
-            rec.order[node] = self.hi + 0.5
-        self.region = [n for n in self.region if n in self.members]
 
     # inputs ---------------------------------------------------------------------------------
 
@@ -201,13 +131,13 @@ class _Splice:
 
     def _stream(self, stream: Stream, i: int) -> fx.Node:
         if isinstance(stream.source, fx.Node):
-            return _view_ops(self.graph, self._steady(stream.source), stream.views)
+            return view_ops(self.graph, self._steady(stream.source), stream.views)
         nodes = [s for s in stream.source if isinstance(s, fx.Node)]
         if nodes:
             whole = self.graph.call_function(torch.stack, ([self._hold(n) for n in nodes],))
         else:
             whole = self._numbers(list(stream.source), i)
-        return _view_ops(self.graph, whole, stream.views)
+        return view_ops(self.graph, whole, stream.views)
 
     def _numbers(self, numbers: list[Any], i: int) -> fx.Node:
         holder = [n for n in self.loop.body.graph.nodes if n.op == "placeholder"][len(self.loop.carries) + i]
@@ -266,10 +196,10 @@ class _Splice:
         buffer, stacked = root.meta.get("example_value"), ys.meta.get("example_value")
         early = any(self.record.order.get(u, self.lo) < self.lo for u in root.users)
         late = any(at > self.hi for at, _ in self.record.versions.get(root, ()))
-        if root.target not in _FACTORIES or early or late or root in self.record.moved or buffer is None:
+        if root.target not in FACTORIES or early or late or root in self.record.moved or buffer is None:
             return False
-        dim = _time_in(buffer, write.views)
-        if dim is None or stacked is None or _laid_out(stacked.movedim(0, dim)) != _laid_out(buffer):
+        dim = time_in(buffer, write.views)
+        if dim is None or stacked is None or laid_out(stacked.movedim(0, dim)) != laid_out(buffer):
             return False
         made = self.graph.call_function(torch.movedim, (ys, 0, dim))
         made.meta["example_value"] = buffer
@@ -283,7 +213,7 @@ class _Splice:
             return
         if ops and ops[-1].target is torch.flip:
             ops, ys = ops[:-1], self.graph.call_function(torch.flip, (ys, (0,)))
-        self.graph.call_method("copy_", (_view_ops(self.graph, self._buffer(write), ops), ys))
+        self.graph.call_method("copy_", (view_ops(self.graph, self._buffer(write), ops), ys))
 
     def _written_roots(self) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Tensors from before the loop that it changes as a whole, and their last contents."""
@@ -315,7 +245,7 @@ class _Splice:
     def _whole_output(self, use: Whole) -> fx.Node:
         if use.first is None:
             return self.ys[use.y]
-        first = _view_ops(self.graph, self._hold(use.first), (ViewOp(operator.getitem, (slice(0, 1),)),))
+        first = view_ops(self.graph, self._hold(use.first), (ViewOp(operator.getitem, (slice(0, 1),)),))
         return self.graph.call_function(torch.cat, ([first, self.ys[use.y]],))
 
     # the rest of the graph ------------------------------------------------------------------
@@ -442,20 +372,4 @@ def splice(gm: fx.GraphModule, loop: Loop, fused: fx.GraphModule) -> None:
     _Splice(gm, loop, fused).run()
 
 
-def _drop_unread(gm: fx.GraphModule, rec: Record) -> None:
-    """Slices and subgraphs that only removed steps read are gone with them."""
-    for node in reversed(list(rec.graph.nodes)):
-        unread = node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), fx.GraphModule)
-        if not node.users and (node in rec.views or unread):
-            rec.graph.erase_node(node)
-
-
-def lower(gm: fx.GraphModule) -> fx.GraphModule:
-    """The user's graph, in-place operations and all, with every spliced loop in it."""
-    rec = record(gm)
-    join_slices(rec)
-    _drop_unread(gm, rec)
-    rec.graph.lint()
-    made = fx.GraphModule(gm, rec.graph)
-    made.meta = {k: v for k, v in gm.meta.items() if not k.startswith("tenfuse_")}
-    return made
+__all__ = ["splice"]

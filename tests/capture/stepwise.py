@@ -11,7 +11,8 @@ import torch.fx as fx
 from tenfuse.capture.functional import functionalize
 from tenfuse.capture.loop import Loop
 from tenfuse.capture.roll import Kept, find_loops
-from tenfuse.rewrite.splice import lower, splice
+from tenfuse.rewrite.lower import lower
+from tenfuse.rewrite.splice import splice
 
 
 class StepByStep(torch.nn.Module):
