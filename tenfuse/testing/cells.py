@@ -7,22 +7,23 @@ want, by name and axes (letters: b batch, h heads, k keys, v values, w width).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from tenfuse.testing.recipe import Recipe
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
     """``update`` assigns the carries from ``<stream>_t``; ``read`` is the step's output."""
 
     streams: dict[str, str]
-    constants: dict[str, str]
     carries: dict[str, str]
-    before: list[str]
-    gates: list[str]
     update: list[str]
     read: str
-    out: str
+    out: str = "bw"
+    constants: dict[str, str] = dataclasses.field(default_factory=dict)
+    before: list[str] = dataclasses.field(default_factory=list)
+    gates: list[str] = dataclasses.field(default_factory=list)
     free: str = ""
     """The update from a zero state, for a carry that starts as None."""
 
@@ -110,112 +111,109 @@ class Speller:
         )
 
 
+_X, _GATED, _STATE = {"x": "bw"}, {"x": "bw", "f": "bw"}, {"h": "bw"}
+_DECAY = ["g = torch.sigmoid(d)"]
+_PAIR = {"a": "bw", "b": "bw"}
+
+
 def cell(s: Speller) -> Cell:
     """The cell of a recipe, spelt."""
-    one = {"x": "bw"}
-    name = s.r.cell
-    if name == "ema":
-        free = s.mul("(1 - g)", "x_t")
-        return Cell(
-            one,
-            {"d": "w"},
-            {"h": "bw"},
-            ["g = torch.sigmoid(d)"],
-            [],
-            [f"h = {s.decay('g', 'h', free)}"],
-            "h",
-            "bw",
-            free,
-        )
-    if name == "gated":
-        free = s.mul("x_t", "(1 - f_t)")
-        return Cell(
-            {"x": "bw", "f": "bw"},
-            {},
-            {"h": "bw"},
-            [],
-            [f"f_t = {s.bits.pick('torch.sigmoid(f_t)', 'f_t.sigmoid()')}"],
-            [f"h = {s.decay('f_t', 'h', free)}"],
-            s.kind.pick("h", "h * f_t"),
-            "bw",
-            free,
-        )
-    if name in ("rotation", "momentum"):
-        return _block(s)
-    if name in ("attention", "delta"):
-        return _low_rank(s)
-    if name == "dense":
-        update = s.add(f"({s.apply(s.kind.pick('(g * h)', 'h'), 'R')})", "x_t")
-        return Cell(
-            one,
-            {"d": "w", "R": "ww"},
-            {"h": "bw"},
-            ["g = torch.sigmoid(d)"],
-            [],
-            [f"h = {update}"],
-            s.kind.pick("h", "h * g"),
-            "bw",
-        )
-    if name == "maxplus":
-        update = s.bits.pick(
-            "torch.maximum(h + x_t, f_t)", "torch.maximum(f_t, x_t + h)", "torch.max(h + x_t, f_t)"
-        )
-        return Cell({"x": "bw", "f": "bw"}, {}, {"h": "bw"}, [], [], [f"h = {update}"], "h", "bw")
-    return _nonlinear(s)
+    return _SPELT[s.r.cell](s)
 
 
-def _block(s: Speller) -> Cell:
-    carries = {"a": "bw", "b": "bw"}
-    if s.r.cell == "rotation":
-        before = ["c, s = 0.9 * torch.cos(d), 0.9 * torch.sin(d)"]
-        left = s.add(f"({s.mul('c', 'a')} - {s.mul('s', 'b')})", "x_t")
-        right = s.add(f"({s.mul('s', 'a')})", f"({s.mul('c', 'b')})")
-        update = s.bits.pick(f"a, b = {left}, {right}", f"new = {left}\nb = {right}\na = new").split("\n")
-        return Cell(
-            {"x": "bw"}, {"d": "w"}, carries, before, [], update, s.kind.pick("a + b", "a", "a * c - b"), "bw"
-        )
-    update = [f"b = {s.decay('g', 'b', 'x_t')}", f"a = {s.decay('f_t', 'a', '0.5 * b')}"]
+def _ema(s: Speller) -> Cell:
+    free = s.mul("(1 - g)", "x_t")
+    update = [f"h = {s.decay('g', 'h', free)}"]
     return Cell(
-        {"x": "bw", "f": "bw"},
-        {"d": "w"},
-        carries,
-        ["g = torch.sigmoid(d)"],
-        ["f_t = torch.sigmoid(f_t)"],
-        update,
-        s.kind.pick("a", "a - b"),
-        "bw",
+        streams=_X, constants={"d": "w"}, carries=_STATE, before=_DECAY, update=update, read="h", free=free
     )
 
 
-def _low_rank(s: Speller) -> Cell:
-    streams = {"q": "bhk", "k": "bhk", "v": "bhv", "f": "bh"}
-    gates = ["f_t = torch.sigmoid(f_t)", "k_t = 0.5 * k_t"]
-    carries = {"S": "bhkv"}
-    if s.r.cell == "attention":
-        update = [f"S = {s.decay('f_t[..., None, None]', 'S', s.outer('k_t', 'v_t'))}"]
-    else:
-        erase = f"u = (v_t - {s.look('k_t')}) * f_t{s.bits.pick('[..., None]', '.unsqueeze(-1)')}"
-        update = [erase, f"S = {s.kind.pick('S + ', 'g[:, None, None] * S + ')}{s.outer('k_t', 'u')}"]
-    constants = {"d": "h"} if any("g[" in line for line in update) else {}
-    before = ["g = torch.sigmoid(d)"] if constants else []
-    return Cell(streams, constants, carries, before, gates, update, s.look("q_t"), "bhv")
+def _gated(s: Speller) -> Cell:
+    free = s.mul("x_t", "(1 - f_t)")
+    gates = [f"f_t = {s.bits.pick('torch.sigmoid(f_t)', 'f_t.sigmoid()')}"]
+    update = [f"h = {s.decay('f_t', 'h', free)}"]
+    read = s.kind.pick("h", "h * f_t")
+    return Cell(streams=_GATED, carries=_STATE, gates=gates, update=update, read=read, free=free)
 
 
-def _nonlinear(s: Speller) -> Cell:
-    if s.r.cell == "rnn":
-        update = [f"h = {s.bits.pick('torch.tanh(', '(')}{s.apply('h', 'R')} + x_t)"]
-        update = [line if "tanh" in line else line + ".tanh()" for line in update]
-        return Cell({"x": "bw"}, {"R": "ww"}, {"h": "bw"}, [], [], update, "h", "bw")
-    if s.r.cell == "state_gate":
-        update = [
-            "z = torch.sigmoid(f_t + d * h)",
-            f"h = {s.bits.pick('(1 - z) * h + z * x_t', 'h + z * (x_t - h)', 'torch.lerp(h, x_t, z)')}",
-        ]
-        return Cell({"x": "bw", "f": "bw"}, {"d": "w"}, {"h": "bw"}, [], [], update, "h", "bw")
+def _rotation(s: Speller) -> Cell:
+    before = ["c, s = 0.9 * torch.cos(d), 0.9 * torch.sin(d)"]
+    left = s.add(f"({s.mul('c', 'a')} - {s.mul('s', 'b')})", "x_t")
+    right = s.add(f"({s.mul('s', 'a')})", f"({s.mul('c', 'b')})")
+    update = s.bits.pick(f"a, b = {left}, {right}", f"new = {left}\nb = {right}\na = new").split("\n")
+    read = s.kind.pick("a + b", "a", "a * c - b")
+    return Cell(streams=_X, constants={"d": "w"}, carries=_PAIR, before=before, update=update, read=read)
+
+
+def _momentum(s: Speller) -> Cell:
+    update = [f"b = {s.decay('g', 'b', 'x_t')}", f"a = {s.decay('f_t', 'a', '0.5 * b')}"]
+    return Cell(
+        streams=_GATED, constants={"d": "w"}, carries=_PAIR, before=_DECAY,
+        gates=["f_t = torch.sigmoid(f_t)"], update=update, read=s.kind.pick("a", "a - b"),
+    )  # fmt: skip
+
+
+def _attention(s: Speller) -> Cell:
+    return _low_rank(s, [f"S = {s.decay('f_t[..., None, None]', 'S', s.outer('k_t', 'v_t'))}"])
+
+
+def _delta(s: Speller) -> Cell:
+    erase = f"u = (v_t - {s.look('k_t')}) * f_t{s.bits.pick('[..., None]', '.unsqueeze(-1)')}"
+    return _low_rank(s, [erase, f"S = {s.kind.pick('S + ', 'g[:, None, None] * S + ')}{s.outer('k_t', 'u')}"])
+
+
+def _low_rank(s: Speller, update: list[str]) -> Cell:
+    decays = any("g[" in line for line in update)
+    return Cell(
+        streams={"q": "bhk", "k": "bhk", "v": "bhv", "f": "bh"}, carries={"S": "bhkv"},
+        constants={"d": "h"} if decays else {}, before=_DECAY if decays else [],
+        gates=["f_t = torch.sigmoid(f_t)", "k_t = 0.5 * k_t"], update=update, read=s.look("q_t"), out="bhv",
+    )  # fmt: skip
+
+
+def _dense(s: Speller) -> Cell:
+    product = s.apply(s.kind.pick("(g * h)", "h"), "R")
+    update = [f"h = {s.add(f'({product})', 'x_t')}"]
+    return Cell(
+        streams=_X, constants={"d": "w", "R": "ww"}, carries=_STATE, before=_DECAY, update=update,
+        read=s.kind.pick("h", "h * g"),
+    )  # fmt: skip
+
+
+def _max_plus(s: Speller) -> Cell:
+    update = s.bits.pick(
+        "torch.maximum(h + x_t, f_t)", "torch.maximum(f_t, x_t + h)", "torch.max(h + x_t, f_t)"
+    )
+    return Cell(streams=_GATED, carries=_STATE, update=[f"h = {update}"], read="h")
+
+
+def _rnn(s: Speller) -> Cell:
+    update = f"h = {s.bits.pick('torch.tanh(', '(')}{s.apply('h', 'R')} + x_t)"
+    update = update if "tanh" in update else update + ".tanh()"
+    return Cell(streams=_X, constants={"R": "ww"}, carries=_STATE, update=[update], read="h")
+
+
+def _state_gate(s: Speller) -> Cell:
+    blend = s.bits.pick("(1 - z) * h + z * x_t", "h + z * (x_t - h)", "torch.lerp(h, x_t, z)")
+    update = ["z = torch.sigmoid(f_t + d * h)", f"h = {blend}"]
+    return Cell(streams=_GATED, constants={"d": "w"}, carries=_STATE, update=update, read="h")
+
+
+def _lstm(s: Speller) -> Cell:
     update = [
         f"p = {s.apply('h', 'R')} + x_t",
         "i, o = torch.sigmoid(p), torch.sigmoid(f_t + h)",
         "c = o * c + i * torch.tanh(p)",
         "h = o * torch.tanh(c)",
     ]
-    return Cell({"x": "bw", "f": "bw"}, {"R": "ww"}, {"h": "bw", "c": "bw"}, [], [], update, "h", "bw")
+    return Cell(
+        streams=_GATED, constants={"R": "ww"}, carries={"h": "bw", "c": "bw"}, update=update, read="h"
+    )
+
+
+_SPELT: dict[str, Callable[[Speller], Cell]] = {
+    "ema": _ema, "gated": _gated, "rotation": _rotation, "momentum": _momentum, "attention": _attention,
+    "delta": _delta, "dense": _dense, "maxplus": _max_plus, "rnn": _rnn, "state_gate": _state_gate,
+    "lstm": _lstm,
+}  # fmt: skip
