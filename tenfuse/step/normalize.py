@@ -24,6 +24,7 @@ import torch
 import torch.fx as fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tenfuse.capture.loop import Loop, detach_some
 from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse, where
@@ -32,6 +33,7 @@ from tenfuse.step.picks import spell_out
 from tenfuse.step.purify import purify
 from tenfuse.step.sloped import sloped
 from tenfuse.step.triangle import masked
+from tenfuse.step.windows import around, slid
 
 aten = torch.ops.aten
 
@@ -75,9 +77,13 @@ _FILLS = {torch.full: 0, "new_full": 1, torch.full_like: 0}
 class _Body(fx.Interpreter):
     """Runs the body; cuts what is detached or made while gradients are off."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, carries: int) -> None:
         super().__init__(module)
         self.recording = True
+        self.dependent = set(list(module.graph.nodes)[:carries])
+        for node in module.graph.nodes:
+            if not self.dependent.isdisjoint(node.all_input_nodes):
+                self.dependent.add(node)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op in ("call_function", "call_method") and n.target in _DETACH:
@@ -86,15 +92,25 @@ class _Body(fx.Interpreter):
             self.recording = bool(n.args[0])
             return None
         value = self._with_numbers(n) if n.op in ("call_function", "call_method") else None
-        value = super().run_node(n) if value is None else value
+        if value is None:
+            with self._spelled(n):
+                value = super().run_node(n)
         if self.recording or n.op in ("placeholder", "output", "get_attr"):
             return value
         is_float = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
         return torch.ops.tenfuse.cut(value) if is_float else value
 
+    def _spelled(self, n: fx.Node) -> contextlib.AbstractContextManager[Any]:
+        """Attention of the state as products and a softmax: torch's kernels of it have no rule."""
+        fused = n.target is torch._C._nn.scaled_dot_product_attention and n in self.dependent
+        return sdpa_kernel(SDPBackend.MATH) if fused else contextlib.nullcontext()
+
     def _with_numbers(self, n: fx.Node) -> torch.Tensor | None:
-        """Calls that torch reads Python numbers in, where the step has an entry of a tensor of them."""
+        """Calls that torch reads Python numbers in, where the step has an entry of a tensor of them;
+        and padding around a circle, which torch traces as writes."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if n.target is torch._C._nn.pad:
+            return around(*args, **kwargs)
         if n.target is detach_some:
             if isinstance(args[1], int) and args[1]:
                 return args[0]  # type: ignore[no-any-return]
@@ -147,7 +163,7 @@ def normalize(loop: Loop, autocast: contextlib.AbstractContextManager[Any] | Non
         values = list(examples)
         for i, tensor in zip(tensor_at, tensors, strict=True):
             values[i] = tensor
-        nexts, ys = _Body(loop.body).run(*values)
+        nexts, ys = _Body(loop.body, len(loop.carries)).run(*values)
         return [*nexts, *ys]
 
     tensors = [examples[i] for i in tensor_at]
@@ -174,9 +190,11 @@ def _roles(loop: Loop, traced: fx.GraphModule, tensor_at: list[int]) -> Aten:
     found = dict(zip(tensor_at, [n for n in graph.nodes if n.op == "placeholder"], strict=True))
     carries, streams = len(loop.carries), len(loop.streams)
     output = next(n for n in graph.nodes if n.op == "output")
+    read = [found[i] for i in range(carries) if i in found]
     unfold(graph, _feeding(output.args[0][:carries]))
-    spell_out(graph, _feeding(output.args[0][:carries]), [found[i] for i in range(carries) if i in found])
-    masked(graph, [found[i] for i in range(carries) if i in found])
+    spell_out(graph, _feeding(output.args[0][:carries]), read)
+    slid(graph, _feeding(output.args[0][:carries]), read)
+    masked(graph, read)
     results = output.args[0]
     for i, carry in enumerate(loop.carries):
         if carry.init is not None:

@@ -8,8 +8,8 @@ index depends on the state, and each ``argmax`` and ``argmin``, as comparisons w
 
 One term of the sum is not zero, so the picked entry comes through exactly, and the derivative is
 torch's: all of it to that entry.  At a tie the first index wins, and the first NaN beats every
-number, as in torch on the CPU.  Indices that do not depend on the state are applied as they are,
-for all steps at once.  An index outside the dimension, for which torch raises an error, picks
+number, as in torch on the CPU.  Indices that do not depend on the state are applied to what does not
+as they are, for all steps at once.  An index outside the dimension, for which torch raises an error, picks
 zero.  Refuses picks from so many entries that reading them all would take longer than the
 operator; leaves alone, and so to a refusal by the reader, what it has no rule for.
 """
@@ -138,9 +138,10 @@ def _picked(
     sound = all(i.meta["val"].dtype in (torch.int64, torch.int32) for i in given)
     if places != list(range(places[0], places[-1] + 1)) or not sound or value.is_complex():
         return None
-    free = [p for p, i in zip(places, given, strict=True) if i not in dependent]
-    bound = [p for p in places if p not in free]
-    if not bound or (free and source in dependent) or value.dtype is torch.bool:
+    compared = [source in dependent or i in dependent for i in given]
+    free = [p for p, c in zip(places, compared, strict=True) if not c]
+    bound = [p for p, c in zip(places, compared, strict=True) if c]
+    if not bound or value.dtype is torch.bool:
         return None
     _few(node, *node.meta["val"].shape, *(value.shape[p] for p in bound))
     rest = [p for p in range(value.dim()) if p not in places]

@@ -2,7 +2,8 @@
 
 A kernel of one entry (``1x1``), or one as long as the dimension with nothing around it (the taps of
 a causal convolution over the last inputs), reads every entry at one place of the window only, so it
-is a contraction over channels and dimensions.  Refuses windows that slide.
+is a contraction over channels and dimensions.  Refuses windows that slide: of these, ``windows`` has
+made products before, where that is faster.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from tenfuse.reasons import UNSUPPORTED_OP, refuse
 from tenfuse.step.rules.base import linear, product, rule
 from tenfuse.step.tensors import Space, Value
+from tenfuse.step.windows import slides
 
 aten = torch.ops.aten
 
@@ -35,8 +37,7 @@ def _convolution(
 ) -> Value:
     rank = len(a.dims) - 2
     sizes, taps = space.shape(a)[2:], space.shape(weight)[2:]
-    across = zip(taps, sizes, _all(stride, rank), _all(dilation, rank), strict=True)
-    if transposed or any(p != 0 for p in padding) or not all(_still(*window) for window in across):
+    if transposed or slides(sizes, taps, stride, padding, dilation):
         raise refuse(UNSUPPORTED_OP, "a window slides over the state (convolution)")
     channels = space.shape(a)[1]
     out = space.shape(weight)[0]
@@ -49,14 +50,3 @@ def _convolution(
     if bias is None:
         return found
     return linear(space, "add", found, space.reshape(bias, (1, out, *[1] * rank)))
-
-
-def _still(taps: Any, size: Any, stride: int, dilation: int) -> bool:
-    """Whether every entry is read at one place of the window."""
-    if taps == 1:
-        return stride == 1 or (isinstance(size, int) and size == 1)
-    return isinstance(size, int) and taps == size and dilation == 1
-
-
-def _all(values: Sequence[int], rank: int) -> list[int]:
-    return list(values) * rank if len(values) == 1 else list(values)
