@@ -164,8 +164,8 @@ class Chunked:
 
 
 def whole_pieces(step: Step, exports: Sequence[torch.Tensor], carries: Sequence[torch.Tensor]) -> bool:
-    """Whether every carry and every export is one real piece: what ``Chunked`` can put back;
-    and whether what the loop reads is a range of each dimension: what it can take out."""
+    """Whether ``Chunked`` can run the loop: every carry and export is one whole real tensor, and
+    what the loop reads is a contiguous range of each dimension."""
     groups = ((step.carries, carries), (step.outs, exports))
     return all(_ranges(p.view, step.program.sizes) for p in (*step.streams, *step.invariants)) and all(
         sorted(p.source for p in places) == list(range(len(tensors)))

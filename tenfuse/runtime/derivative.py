@@ -103,8 +103,8 @@ def _groups(tensors: Tensors, counts: Sequence[int]) -> list[Tensors]:
 
 
 def recorded(*groups: Tensors) -> bool:
-    """Whether autograd wants to know of a call with these tensors; of any, where it runs forwards,
-    for it then refuses a tangent that would be lost."""
+    """Whether autograd must see a call with these tensors: a gradient may flow to one of them, or
+    forward mode is on, where ``Loop`` refuses tangents, which would otherwise be lost."""
     if forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for group in groups for x in group)

@@ -1,8 +1,9 @@
-"""The tensors of a call, without their memory.
+"""A call worked out on tensors without memory.
 
-Takes the layouts of the tensors a call is given; leaves tensors without memory that can be
-cut and viewed as the real ones will be, and for every such view which tensor of the call it
-is a part of, and where.  A call is so worked out once for all calls with the same layouts.
+Takes the tensors that a call is given; leaves stand-ins on the meta device with the same layouts,
+to be cut and viewed as the real ones will be, and finds for each view which tensor of the call it
+lies in, and where.  The parts recorded on stand-ins serve all calls with these layouts.
+Refuses (``ValueError``) tensors that are not on the CPU.
 """
 
 from __future__ import annotations

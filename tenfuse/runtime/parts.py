@@ -1,8 +1,8 @@
-"""What a call does with its tensors, said without them.
+"""The parts of a call: kernels launched, memory cleared, sums added up.
 
-The tensors of a call are counted: those given, then its results, then what it works in.
-Takes, in each part, which of them it reads and writes, and where; leaves something to run
-again and again on other tensors laid out the same way.
+A call's tensors are numbered: those given, then its results, then its scratch memory.  A part
+names its operands by tensor number and byte offset, so that it can be run again on other
+tensors with the same layouts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tenfuse.runtime.launch import Launcher, Numbers
 from tenfuse.runtime.reuse import empty
 
 Run = Callable[[Sequence[int], Sequence[torch.Tensor]], None]
-"""Something a call does, given where its tensors start and the tensors."""
+"""A part as it is run: on the addresses of the call's tensors, and the tensors themselves."""
 
 
 @dataclasses.dataclass(frozen=True)

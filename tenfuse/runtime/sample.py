@@ -29,7 +29,7 @@ from tenfuse.step.reader import Placed
 
 Named = dict[tuple[str, int], torch.Tensor]
 _UNITS = {"ieee": 2.0**-19, "tf32": 2.0**-10, "f16": 2.0**-10, "bf16": 2.0**-8}
-"""What products of matrices round their operands to; without, what functions are accurate to."""
+"""The unit to which ``tl.dot`` rounds its operands; "ieee" is also the accuracy of functions."""
 _DOUBLE = 2.0**-45
 _ROOM = 2.0
 _SINGLE = 16.0
