@@ -172,6 +172,12 @@ def test_inputs_that_are_known_are_used():
     assert bounds(program)[rest] == ANY
 
 
+def test_numbers_whose_reciprocal_overflows_have_quotients():
+    tiny = Interval(2.0**-1074, 2.0**-1070)
+    assert TRANSFER["div"](tiny, tiny).contains(1.0)
+    assert TRANSFER["div"](Interval(-1.0, 1.0), Interval(-(2.0**-1070), -(2.0**-1074))).contains(-1e300)
+
+
 @pytest.mark.parametrize("name", ["delta", "merged-heads", "rotation", "stabilised"])
 def test_every_node_of_a_chunk_program_lies_in_its_interval(name):
     step = program(name)

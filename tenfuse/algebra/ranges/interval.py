@@ -117,7 +117,10 @@ def reciprocal(a: Interval) -> Interval:
 
 
 def div(a: Interval, b: Interval) -> Interval:
-    return mul(a, reciprocal(b))
+    over = reciprocal(b)
+    if over.low == over.high and math.isinf(over.low):
+        return ANY  # one over it overflows, while a quotient of two such numbers need not
+    return mul(a, over)
 
 
 def scale(a: Interval, count: int | None) -> Interval:
