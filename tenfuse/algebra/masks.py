@@ -29,11 +29,9 @@ def selected(algebra: Algebra, mask: Ref, a: Sum, b: Sum) -> Sum:
         parts.append(_only(algebra, mask, part, True) if twin is None else _either(algebra, mask, part, twin))
     left = [p for p in b.parts if p not in same and (p.contracted or p.source in others)]
     parts += [_only(algebra, mask, p, False) for p in left]
-    offset = None
-    if a.offset is not None or b.offset is not None:
-        zero = algebra.build.const(algebra.ring.zero)
-        pair = [zero if s.offset is None else s.offset for s in (a, b)]
-        offset = algebra.build.call("where", mask, *pair)
+    zero = algebra.build.const(algebra.ring.zero)
+    pair = [zero if s.offset is None else s.offset for s in (a, b)]
+    offset = None if pair == [zero, zero] else algebra.build.call("where", mask, *pair)
     return dataclasses.replace(a, parts=merged(algebra, parts), offset=offset)
 
 

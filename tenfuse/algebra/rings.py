@@ -58,7 +58,21 @@ def reduced(build: Builder, ring: Ring, ref: Ref, axes: Collection[AxisName]) ->
     infinite = build.call("eq", build.call("abs", top), build.const(math.inf))
     top = build.call("where", infinite, build.const(0.0), top)
     total = build.contract(build.call("exp", build.call("sub", ref, top)), *axes)
-    return build.call("add", build.call("log", total), top)
+    none = build.call("eq", total, build.const(0.0))  # the logarithm of nothing has no derivative
+    found = build.call("log", build.call("where", none, build.const(1.0), total))
+    return build.call("where", none, build.const(ring.zero), build.call("add", found, top))
 
 
-__all__ = ["RINGS", "SUM_PRODUCT", "Ring", "product", "reduced"]
+def joined(build: Builder, ring: Ring, a: Ref, b: Ref) -> Ref:
+    """``a + b``; where ``a`` is the ring's zero that is ``b``, with the derivative of it.
+
+    The derivative of a logaddexp of two infinities would be NaN.
+    """
+    if ring.plus != "logaddexp":
+        return build.call(ring.plus, a, b)
+    none = build.call("eq", a, build.const(ring.zero))
+    found = build.call(ring.plus, build.call("where", none, build.const(0.0), a), b)
+    return build.call("where", none, b, found)
+
+
+__all__ = ["RINGS", "SUM_PRODUCT", "Ring", "joined", "product", "reduced"]

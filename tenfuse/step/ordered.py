@@ -14,11 +14,19 @@ import torch
 from tenfuse.step.program import AxisName, Node, Position, Rename, Scan, Shift, Solve
 
 Named = tuple[torch.Tensor, tuple[AxisName, ...]]
+
+
+def _logaddexp(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """With a derivative at two infinities too: that of ``b``, to which nothing is added."""
+    nothing = a == -math.inf
+    return torch.where(nothing, b, torch.logaddexp(torch.where(nothing, 0.0, a), b))
+
+
 RINGS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor], float]] = {
     "sum-product": (torch.add, torch.mul, 1.0),
     "max-plus": (torch.maximum, torch.add, 0.0),
     "min-plus": (torch.minimum, torch.add, 0.0),
-    "log-plus": (torch.logaddexp, torch.add, 0.0),
+    "log-plus": (_logaddexp, torch.add, 0.0),
     "or-and": (torch.maximum, torch.minimum, 1.0),
 }
 """What adds, what multiplies, and the one of it."""

@@ -14,6 +14,7 @@ Source: Griewank and Walther, "Evaluating Derivatives", ch. 3; for the solve, Gi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from tenfuse.step.functions import FUNCTIONS
@@ -72,9 +73,12 @@ def _other(b: Builder, node: Scan, args: Sequence[Ref], value: Ref, g: Ref) -> t
     plus, one = FUNCTIONS[_PLUS[node.semiring]].vjp, b.const(1.0)
     later = b.add(Shift(one, node.axis, -1 if node.reverse else 1))
     moved = b.call("add", args[0], _shifted(b, node, value, ahead=False))
-    slopes = [plus(b, one, (moved, args[1]), value, i) for i in (0, 1)]
-    assert slopes[0] is not None and slopes[1] is not None
-    keep = b.call("where", later, slopes[0], b.const(0.0))
+    zero, held, added = b.const(0.0), *(plus(b, one, (moved, args[1]), value, i) for i in (0, 1))
+    assert held is not None and added is not None
+    if node.semiring == "log-plus":  # of two infinities both would be NaN
+        nothing = b.call("eq", value, b.const(-math.inf))
+        held, added = b.call("where", nothing, zero, held), b.call("where", nothing, one, added)
+    keep = b.call("where", later, held, zero)
     back = b.add(Scan(node.axis, _shifted(b, node, keep, ahead=True), g, not node.reverse))
-    fresh = b.call("where", later, slopes[1], one)
+    fresh = b.call("where", later, added, one)
     return b.call("mul", keep, back), b.call("mul", fresh, back)

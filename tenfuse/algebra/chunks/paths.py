@@ -24,7 +24,7 @@ from collections.abc import Collection, Mapping, Sequence
 from tenfuse.algebra.chunks.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.chunks.response import Linear
 from tenfuse.algebra.recurrence import Recurrence, Stage
-from tenfuse.algebra.rings import RINGS, product, reduced
+from tenfuse.algebra.rings import RINGS, joined, product, reduced
 from tenfuse.step.program import AxisName, CarrySpec, Position, Ref
 
 Pair = tuple[Ref, Ref | None]
@@ -119,7 +119,7 @@ class ChunkedPaths:
         matrix, offset = pair
         names = dict(zip(self.rows, self.cols, strict=True))
         found = self._product(matrix, self.build.rename(vector, names), self.cols)
-        return found if offset is None else self.build.call(self.ring.plus, found, offset)
+        return found if offset is None else joined(self.build, self.ring, offset, found)
 
     def _product(self, left: Ref, right: Ref, axes: tuple[AxisName, ...]) -> Ref:
         return self._reduced(self.build.call(self.ring.times, left, right), axes)
@@ -168,7 +168,7 @@ class ChunkedPaths:
         parts = [self._coefficient(read, cols) for read in reads]
         total = parts[0]
         for part in parts[1:]:
-            total = self.build.call(self.ring.plus, total, part)
+            total = joined(self.build, self.ring, total, part)
         return total
 
     def _coefficient(self, read: Read, cols: Mapping[AxisName, AxisName]) -> Ref:

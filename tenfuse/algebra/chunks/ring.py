@@ -30,7 +30,7 @@ from tenfuse.algebra.chunks.entries import picked
 from tenfuse.algebra.chunks.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.chunks.response import Linear
 from tenfuse.algebra.recurrence import Stage
-from tenfuse.algebra.rings import RINGS
+from tenfuse.algebra.rings import RINGS, joined
 from tenfuse.step.program import CarrySpec, Position, Ref, Scan, Shift
 
 _BEATS = {"max-plus": "gt", "min-plus": "lt"}
@@ -70,7 +70,7 @@ class ChunkedRing:
         if self.local is None:
             return begun
         if not self.routed:
-            return self.build.call(self.ring.plus, self._end(self.local), begun)
+            return joined(self.build, self.ring, self._end(self.local), begun)
         return self._finally(begun)
 
     # -- building -----------------------------------------------------------------------
@@ -117,7 +117,7 @@ class ChunkedRing:
         begun = self.build.call(self.ring.times, self.power, self.start)
         if self.local is None:
             return begun
-        found = self.build.call(self.ring.plus, self.local, begun)
+        found = joined(self.build, self.ring, self.local, begun)
         return (
             self._route(found, self._where(self.first, self.start, self._earlier(found)))
             if self.routed

@@ -7,7 +7,8 @@ everywhere and from the start, so that a tie is a tie in all that follows.  Ineq
 later comparisons, by Fourier-Motzkin elimination over the rational numbers (Schrijver, "Theory
 of Linear and Integer Programming", 1986, section 12.2); cases that contradict themselves are
 left out.  All cases together are all inputs, so what holds in each of them holds for every
-input.  Comparisons of values that are not linear in input entries stay unknown in every case.
+input.  Comparisons of values that are not linear in input entries stay unknown in every case,
+and so do those that a maximum makes where only masks are to be told apart (``orders`` false).
 
 It refuses by ``Differs`` or ``GaveUp``, as the proof itself does.
 """
@@ -15,11 +16,13 @@ It refuses by ``Differs`` or ``GaveUp``, as the proof itself does.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 
 from tenfuse.algebra.proof.symbols import Field, GaveUp, Number, Poly
 from tenfuse.algebra.recurrence import Recurrence
+from tenfuse.step.program import Const, Pointwise, Ref
 
 Form = Mapping[int, Number]
 """``sum of coefficient * entry``, entries by number; the constant has the number ``_ONE``."""
@@ -28,6 +31,8 @@ _CASE = 3_000
 """What running a proof once more costs beside its terms, in operations on them."""
 _MOST = 200
 """Inequalities beyond which an elimination is given up."""
+INFINITE = ("max-plus", "min-plus", "log-plus")
+"""The semirings whose zero is an infinity, which no sum of symbols tells from a selection."""
 TIED = ("max-plus", "min-plus")
 """The semirings whose sum is one of its terms, and whose derivative says which."""
 
@@ -38,6 +43,20 @@ def tied(recurrence: Recurrence) -> bool:
     return any(
         stage.semiring in TIED and not any(t.contracted for u in stage.updates for t in u.terms)
         for stage in recurrence.stages
+    )
+
+
+def masked(recurrence: Recurrence) -> bool:
+    """Whether masks choose between values of another semiring and its zero, an infinity."""
+    nodes = recurrence.nodes
+
+    def nothing(ref: Ref) -> bool:
+        node = nodes[ref]
+        return isinstance(node, Const) and math.isinf(node.value)
+
+    selected = (n.args[1:] for n in nodes if isinstance(n, Pointwise) and n.fn == "where")
+    return any(s.semiring in INFINITE for s in recurrence.stages) and any(
+        nothing(ref) for pair in selected for ref in pair
     )
 
 
@@ -134,9 +153,9 @@ def _scaled(a: Form) -> tuple[tuple[int, Number], ...]:
 class Cases(Field):
     """The field of one case; where it has to choose, the other cases go to ``others``."""
 
-    def __init__(self, case: Case, others: list[Case], work: int | None = None) -> None:
+    def __init__(self, case: Case, others: list[Case], work: int | None = None, orders: bool = True) -> None:
         super().__init__(work)
-        self.case, self.others = case, others
+        self.case, self.others, self.orders = case, others, orders
         self._entries: list[Poly] = []
         self._numbers: dict[int, int] = {}
         self._count = 0
@@ -176,6 +195,9 @@ class Cases(Field):
             self._signs[line] = options[0]
         return side * self._signs[line]
 
+    def order(self, a: Poly) -> int | None:
+        return self.sign(a) if self.orders else super().sign(a)
+
     def null(self, a: Poly) -> bool | None:
         known, form = self._told(a)
         if form is None:
@@ -207,12 +229,12 @@ class Cases(Field):
         return None, form
 
 
-def by_cases(prove: Callable[[Field], None], field: Field) -> None:
+def by_cases(prove: Callable[[Field], None], field: Field, orders: bool = True) -> None:
     """``prove`` in every case; the work is counted in ``field``."""
     open_ = [Case()]
     while open_:
         left = None if field.work is None else field.work - field.spent
-        one = Cases(open_.pop(), open_, left)
+        one = Cases(open_.pop(), open_, left, orders)
         try:
             prove(one)
         finally:
@@ -220,4 +242,4 @@ def by_cases(prove: Callable[[Field], None], field: Field) -> None:
         field.spend(_CASE)
 
 
-__all__ = ["Case", "Cases", "by_cases", "possible", "tied"]
+__all__ = ["Case", "Cases", "by_cases", "masked", "possible", "tied"]

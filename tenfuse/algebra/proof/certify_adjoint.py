@@ -20,7 +20,7 @@ import numpy as np
 
 from tenfuse.algebra.chunks.chunk import Chunk, Unchunkable, chunk
 from tenfuse.algebra.chunks.paths import mixing
-from tenfuse.algebra.proof.cases import TIED, by_cases, tied
+from tenfuse.algebra.proof.cases import TIED, by_cases, masked, tied
 from tenfuse.algebra.proof.certify import WORK, Certificate, Differs, attempt, same
 from tenfuse.algebra.proof.certify_chunk import Maker, Steps
 from tenfuse.algebra.proof.evaluate import Array, Evaluator
@@ -50,7 +50,8 @@ def certify_adjoint(
     sizes = least_sizes(program, recurrence)
     small, normal = shrunk(program, recurrence, sizes)
     prove = partial(_prove, small, normal, differentiate, make)
-    found = attempt(claim, sizes, work, partial(by_cases, prove) if tied(normal) else prove)
+    how = partial(by_cases, prove) if tied(normal) else prove
+    found = attempt(claim, sizes, work, how, not tied(normal) and masked(normal))
     chosen = mixing(normal) and any(s.semiring in TIED for s in normal.stages)
     if found.proved or found.unfinished or not chosen:
         return found

@@ -19,7 +19,7 @@ import numpy as np
 
 from tenfuse.algebra.chunks.chunk import Chunk, Unchunkable, chunk
 from tenfuse.algebra.chunks.paths import mixing
-from tenfuse.algebra.proof.cases import by_cases, tied
+from tenfuse.algebra.proof.cases import by_cases, masked, tied
 from tenfuse.algebra.proof.certify import WORK, Certificate, attempt, same
 from tenfuse.algebra.proof.evaluate import Array, Evaluator, array
 from tenfuse.algebra.proof.shrink import shrunk
@@ -57,7 +57,8 @@ def certify_chunk(
         if made.program in done.get(length, ()):
             continue  # most are the same for every block
         prove = partial(_prove, small, made)
-        found = attempt("", sizes, work - spent, partial(by_cases, prove) if by_case else prove)
+        how = partial(by_cases, prove) if by_case else prove
+        found = attempt("", sizes, work - spent, how, not by_case and masked(normal))
         spent, seconds = spent + found.work, seconds + found.seconds
         if not found.proved and not (further and found.unfinished):
             note = found.note

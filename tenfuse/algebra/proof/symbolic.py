@@ -7,6 +7,7 @@ What is interpreted, and in which sense, is said in ``symbols``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -20,6 +21,18 @@ _EXPANDED = 8
 
 def number_of(value: Number) -> Poly:
     return Poly({(): value}) if value else ZERO
+
+
+def _add(f: Field, a: Poly, b: Poly) -> Poly:
+    found = f.add(a, b)
+    kept = not f.unbounded or f.endless(a) | f.endless(b) <= found.terms.keys()
+    return found if kept else f.undefined()
+
+
+def _mul(f: Field, a: Poly, b: Poly) -> Poly:
+    if f.unbounded and ((not a.terms and f.endless(b)) or (not b.terms and f.endless(a))):
+        return f.undefined()
+    return f.mul(a, b)
 
 
 def _div(f: Field, a: Poly, b: Poly) -> Poly:
@@ -36,6 +49,8 @@ def _abs(f: Field, a: Poly) -> Poly:
     number = a.number()
     if number is not None:
         return number_of(max(number, -number))
+    if f.infinite(a):
+        return f.const(math.inf)
     one, lead = _signed(f, a)
     return f.scaled(f.atom("abs", (one,)), max(lead, -lead))
 
@@ -99,7 +114,19 @@ def _logarithm(f: Field, a: Poly, kind: str, exp: str) -> Poly:
     content = f.content(a, exp)
     rest = f.mul(a, Poly({tuple((x, -e) for x, e in content): 1}))
     found = _exponents(f, content)
-    return found if rest == ONE else f.add(found, f.atom(kind, (rest,)))
+    for x, e in f.content(rest, "inverse") if kind == "log" else ():
+        if _positive(f, f.table[x].args[0]):
+            rest = f.mul(rest, Poly({((x, -e),): 1}))
+            found = f.sub(found, f.scaled(_log(f, f.table[x].args[0]), e))
+    return found if f.equal(rest, ONE) else f.add(found, f.atom(kind, (rest,)))
+
+
+def _positive(f: Field, a: Poly) -> bool:
+    """Whether ``a`` is a sum of exponentials, or of quotients of such sums."""
+    atoms = [f.table[x] for x in a.atoms()]
+    return all(c > 0 for c in a.terms.values()) and all(
+        t.kind == "exp" or (t.kind in ("inverse", "named") and _positive(f, t.args[0])) for t in atoms
+    )
 
 
 def _exponents(f: Field, content: Monomial) -> Poly:
@@ -111,12 +138,14 @@ def _exp(f: Field, a: Poly) -> Poly:
 
 
 def _log(f: Field, a: Poly) -> Poly:
+    if not a.terms:
+        return f.const(-math.inf)
     return _logarithm(f, a, "log", "exp")
 
 
 def _maximum(f: Field, a: Poly, b: Poly) -> Poly:
-    gap = f.sub(a, b)
-    first = f.infinite(gap) or f.sign(gap)
+    gap = f.gap(a, b)
+    first = f.infinite(gap) or f.order(gap)
     if first is not None:
         return a if first >= 0 else b
     both = f.add(_exponential(f, a, "texp", "tlog"), _exponential(f, b, "texp", "tlog"))
@@ -129,6 +158,12 @@ def _minimum(f: Field, a: Poly, b: Poly) -> Poly:
 
 def _logaddexp(f: Field, a: Poly, b: Poly) -> Poly:
     return _log(f, f.add(_exp(f, a), _exp(f, b)))
+
+
+def same_exponentials(f: Field, a: Poly, b: Poly) -> bool:
+    """Whether exp(a) is exp(b), which has only products for what are sums of logarithms."""
+    logs = any(f.table[x].kind == "log" for x in a.atoms() | b.atoms())
+    return logs and f.equal(_exp(f, a), _exp(f, b))
 
 
 # -- truth values -------------------------------------------------------------------------
@@ -145,15 +180,15 @@ def _not(f: Field, a: Poly) -> Poly:
 
 
 def _equal(f: Field, a: Poly, b: Poly) -> Poly:
-    gap = f.sub(a, b)
-    null = f.null(gap)
+    gap = f.gap(a, b)
+    null = False if f.infinite(gap) or (gap.terms and _positive(f, gap)) else f.null(gap)
     if null is not None:
         return ONE if null else ZERO
     return f.atom("eq", (_signed(f, gap)[0],), boolean=True)
 
 
 def _less(f: Field, a: Poly, b: Poly) -> Poly:
-    gap = f.sub(b, a)
+    gap = f.gap(b, a)
     sign = f.sign(gap)
     if sign is not None:
         return ONE if sign > 0 else ZERO
@@ -187,7 +222,9 @@ def _cut(f: Field, a: Poly) -> Poly:
 def _product(f: Field, m: Monomial) -> Poly:
     found = ONE
     for x, e in m:
-        found = f.mul(found, f.power(_cut_atom(f, x), e))
+        if x not in f.cuts:
+            f.cuts[x] = _cut_atom(f, x)
+        found = f.mul(found, f.power(f.cuts[x], e))
     return found
 
 
@@ -216,9 +253,9 @@ def _uninterpreted(name: str) -> Symbolic:
 
 SYMBOLIC: dict[str, Symbolic] = {
     **{name: _uninterpreted(name) for name in FUNCTIONS},
-    "add": lambda f, a, b: f.add(a, b),
-    "sub": lambda f, a, b: f.sub(a, b),
-    "mul": lambda f, a, b: f.mul(a, b),
+    "add": _add,
+    "sub": lambda f, a, b: _add(f, a, f.neg(b)),
+    "mul": _mul,
     "neg": lambda f, a: f.neg(a),
     "div": _div,
     "abs": _abs,

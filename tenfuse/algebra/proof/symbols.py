@@ -12,9 +12,11 @@ same atom.  Functions are uninterpreted, but for what certificates need:
 * 1/q is an atom, which ``zero`` multiplies out again.
 
 Statements are about real numbers where every quotient and function is defined.  Infinity
-is one more unknown, but that a maximum with minus infinity is the other side, and exp of it 0;
-NaN is outside.  A constant is the shortest fraction that the float
-is the rounding of (0.9 is 9/10), so that products of constants rounded elsewhere agree.
+is one more unknown, but that a maximum with minus infinity is the other side, exp of it 0, and
+that it takes up what is added to it.  An infinity less itself, or times zero, is equal to nothing,
+not even to itself: where one side would be NaN, the two are not proved to be the same.
+A constant is the shortest fraction that the float is the rounding of (0.9 is 9/10), so that
+products of constants rounded elsewhere agree.
 Atoms are numbered, never named after anything in the user's program.
 """
 
@@ -109,6 +111,10 @@ class Field:
         self._powers: tuple[dict[tuple[int, int], int], ...] = tuple({} for _ in LANES)
         self._exact: dict[tuple[str, tuple[Poly, ...]], Poly] = {}
         self._known: dict[tuple[object, ...], list[int]] = {}
+        self.unbounded: set[int] = set()
+        """Infinity, what is undefined, and functions of them but for truth values."""
+        self.cuts: dict[int, Poly] = {}
+        """Atoms as values that no gradient passes."""
         self._random = random.Random(1)
 
     def spend(self, terms: int) -> None:
@@ -164,7 +170,9 @@ class Field:
 
     def named(self, a: Poly, short: int = _SHORT) -> Poly:
         """A long sum as one atom: ``zero`` unfolds it where an identity needs what is inside."""
-        return a if len(a.terms) <= short else self.atom("named", (a,))
+        if len(a.terms) <= short:
+            return a
+        return self.const(infinite * math.inf) if (infinite := self.infinite(a)) else self.atom("named", (a,))
 
     def times(self, m: Monomial, n: Monomial) -> Monomial:
         if not m or not n:
@@ -246,6 +254,8 @@ class Field:
         return a == b or self.zero(self.sub(a, b), most)
 
     def _new(self, atom: Atom) -> Poly:
+        if atom.kind in ("inf", "nan") or (not atom.boolean and any(self.endless(a) for a in atom.args)):
+            self.unbounded.add(len(self.table))
         self.table.append(atom)
         for lane, values in enumerate(self._values):
             value = self._random.randrange(1, _PRIME)
@@ -278,7 +288,12 @@ class Field:
     # -- identities ---------------------------------------------------------------------
 
     def equal(self, a: Poly, b: Poly) -> bool:
-        return a == b or self.zero(self.sub(a, b))
+        return a == b or self.zero(self.gap(a, b))
+
+    def gap(self, a: Poly, b: Poly) -> Poly:
+        """``a - b``; an infinity takes up what is added to it, so two of one sign are equal."""
+        infinite = self.infinite(a)
+        return ZERO if infinite and infinite == self.infinite(b) else self.sub(a, b)
 
     def zero(self, a: Poly, most: int = UNFOLDED) -> bool:
         """Whether ``a`` is zero as a fraction: sympy unfolds names and multiplies denominators out."""
@@ -293,13 +308,27 @@ class Field:
         number = a.number()
         return None if number is None else (number > 0) - (number < 0)
 
+    def order(self, a: Poly) -> int | None:
+        """That of the difference of two values whose maximum is taken."""
+        return self.sign(a)
+
     def infinite(self, a: Poly) -> int:
         """The sign of infinity, where ``a`` is that and a real number; else 0."""
+        if ("inf", ()) not in self._exact:
+            return 0
         kinds = {x: self.table[x].kind for x in a.atoms()}
         found = [m for m in a.terms if any(kinds[x] in ("inf", "nan", "pole") for x, _ in m)]
         if len(found) != 1 or [(kinds[x], e) for x, e in found[0]] != [("inf", 1)]:
             return 0
         return 1 if a.terms[found[0]] > 0 else -1
+
+    def undefined(self) -> Poly:
+        """What an infinity less itself, or times zero, is: equal to nothing."""
+        return self.atom("nan", (Poly({(): len(self.table)}),))
+
+    def endless(self, a: Poly) -> set[Monomial]:
+        """The terms of ``a`` that may be infinite or undefined."""
+        return {m for m in a.terms if any(x in self.unbounded for x, _ in m)} if self.unbounded else set()
 
     def null(self, a: Poly) -> bool | None:
         """Whether ``a`` is zero, where it is known."""

@@ -20,10 +20,13 @@ from tenfuse.step.program import (
     Contract,
     Input,
     Node,
+    Pointwise,
+    Ref,
     Rename,
     Scan,
     Solve,
     StepProgram,
+    arguments,
     node_axes,
 )
 
@@ -89,7 +92,8 @@ def least_sizes(program: StepProgram, recurrence: Recurrence) -> dict[AxisName, 
     """Two entries along every axis, one along those that every stream and state has and nothing sums.
 
     Along such an axis the loop is one loop per entry, and so is all that is derived from it by
-    names of axes; with streams that all have it, its gradients are too.
+    names of axes; with streams that all have it, its gradients are too.  Streams of truth values
+    have no gradient.
     """
     graphs, axes = [program.nodes, recurrence.nodes], {**program.sizes, **recurrence.sizes}
     classes = classes_for(graphs, program.carries, axes)
@@ -98,9 +102,18 @@ def least_sizes(program: StepProgram, recurrence: Recurrence) -> dict[AxisName, 
         members[classes[a]] = members.get(classes[a], 0) + 1
     summed = {a for graph in graphs for n in graph if isinstance(n, Contract) for a in n.axes}
     summed |= {a for s in recurrence.stages for u in s.updates for t in u.terms for a in t.contracted}
-    over = [n.axes for graph in graphs for n in graph if isinstance(n, Input) and n.kind != "invariant"]
+    over = [
+        n.axes for graph in graphs for i, n in enumerate(graph)
+        if isinstance(n, Input) and n.kind != "invariant" and not _truth(graph, i)
+    ]  # fmt: skip
     batch = {a for a in axes if members[classes[a]] == 1 and all(a in some for some in over)} - summed
     return {a: 1 if a in batch else PARALLEL for a in axes}
+
+
+def _truth(graph: Sequence[Node], ref: Ref) -> bool:
+    """Whether an input is read as truth values only."""
+    read = [(n, i) for n in graph for i, a in enumerate(arguments(n)) if a == ref]
+    return bool(read) and all(isinstance(n, Pointwise) and n.fn == "where" and i == 0 for n, i in read)
 
 
 def _entries(graphs: Sequence[Sequence[Node]], sizes: Mapping[AxisName, int]) -> int:
