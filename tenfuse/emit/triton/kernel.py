@@ -53,7 +53,7 @@ class _Emitter:
         self.carried: dict[int, str] = {}
         self.values = Values(
             kernel.program, self.space, self.writer, kernel.compute, kernel.dots, kernel.slices,
-            self._entering,
+            kernel.lightest, self._entering,
         )  # fmt: skip
         self.parts_of = dict(kernel.shared)
         self.ragged = kernel.within >= 0

@@ -59,10 +59,11 @@ class Values:
         compute: str,
         dots: str,
         slices: Collection[Slice],
+        lightest: bool,
         entering: Callable[[Input], Tile],
     ) -> None:
         self.program, self.space, self.writer, self.compute = program, space, writer, compute
-        self.entering = entering
+        self.entering, self.lightest = entering, lightest
         self.products = Products(space, writer, compute, dots)
         self.ordered = Ordered(space, writer, self.products, compute)
         self.inner, self.axes = only_summed(program), program.axes_of()
@@ -176,9 +177,10 @@ class Values:
 
         What a scan holds while it runs, the sizes of its values do not tell.
         """
-        if self.small or not self.multiplies:
+        if (self.small and not self.lightest) or not self.multiplies:
             return []
-        return schedule(self.program, self.space.extent, self._read, self.found)
+        found = schedule(self.program, self.space.extent, self._read, self.found, self.lightest)
+        return [ref for ref in found if not self.axes[ref] & self.small]
 
     def _multiplies(self, node: Node) -> bool:
         if not isinstance(node, Contract) or node.op != "sum":

@@ -76,6 +76,8 @@ class TileKernel:
     """What products of matrices multiply: "ieee" or "tf32", or operands rounded to "bf16" or "f16"."""
     slices: tuple[Slice, ...] = ()
     """Sums with matrices that are read again at every step."""
+    lightest: bool = False
+    """Whether outputs that take the least room are made first, not those that take the most."""
 
     @functools.cached_property
     def key(self) -> str:

@@ -23,13 +23,15 @@ from tenfuse.plan.tiles.partial import partial, shareable
 from tenfuse.plan.tiles.passes import Part, passes, whole
 from tenfuse.plan.tiles.slices import slices
 from tenfuse.plan.tiles.tiling import tiling
-from tenfuse.plan.tiles.traffic import LITTLE, NOTHING, Spills, nanoseconds, spilled
+from tenfuse.plan.tiles.traffic import NOTHING, Spills, nanoseconds, spilled
 from tenfuse.plan.tiles.ways import Way, cheapest
 from tenfuse.step.adjoint import Adjoint, adjoint
 from tenfuse.step.program import AxisName, StepProgram
 
 _SMALLER = 3
 """How many times at most tiles are made smaller that a compiler is known not to keep in registers."""
+_HOPED = 64
+"""Bytes of a thread that another order of values may save."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ def tile_plan(base: LoopPlan, stepped: Stepped, dots: str, said: Spills = NOTHIN
 
 class _Planner:
     def __init__(self, base: LoopPlan, stepped: Stepped, dots: str, said: Spills) -> None:
-        self.base, self.stepped, self.dots, self.said = base, stepped, dots, said
+        self.base, self.stepped, self.dots, self.said = base, stepped, dots, {**said}
         self.program, self.rows = stepped.program, stepped.rows
         self.known = {(o.role, o.index): o for o in base.forward.operands}
         self.compute, self.reverse = base.forward.compute, base.forward.reverse
@@ -162,13 +164,22 @@ class _Planner:
         return tuple(p for one in best for p in self._least(one, back))
 
     def _pass(self, part: Part, back: Adjoint | None) -> Pass:
-        """On the tiles that are estimated to fit, or on smaller ones where a compiler has denied that."""
+        """On the tiles that are estimated to fit; where a compiler has denied that, perhaps in another
+        order, or on smaller ones."""
         found = [self._tiled(part, back, 0)]
         for smaller in range(1, _SMALLER + 1):
-            if not self.said or self.said.get(found[-1].kernel.key, 0.0) <= LITTLE:
+            away = self.said.get(found[-1].kernel.key, 0.0)
+            if not away:
                 break
+            found += [self._reordered(found[-1], away)] if math.isfinite(away) else []
             found.append(self._tiled(part, back, smaller))
         return min(found, key=lambda p: self._time([p]))
+
+    def _reordered(self, one: Pass, away: float) -> Pass:
+        """Its values made in another order, which is hoped to put less away than this one does."""
+        other = dataclasses.replace(one.kernel, lightest=True)
+        self.said.setdefault(other.key, max(away - _HOPED, 0.0))
+        return dataclasses.replace(one, kernel=other)
 
     def _time(self, passes: Sequence[Pass]) -> float:
         return _time(passes, self.said)

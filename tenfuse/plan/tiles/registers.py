@@ -43,7 +43,9 @@ def room(dots: str) -> int:
     return HELD // 2 if dots == "ieee" else HELD
 
 
-def peak(program: StepProgram, extent: Mapping[AxisName, int], warps: int, dots: str) -> float:
+def peak(
+    program: StepProgram, extent: Mapping[AxisName, int], warps: int, dots: str, lightest: bool = False
+) -> float:
     """Entries of 32 bits that a thread holds at most.
 
     What products make lies on tensor cores by rows, 16 to a warp where there are 64 or more: warps
@@ -62,7 +64,7 @@ def peak(program: StepProgram, extent: Mapping[AxisName, int], warps: int, dots:
         return volume / (32 * (warps if rows < _WIDE else min(warps, rows // _ROWS)))
 
     reads = _reads(program)
-    order = _order(program, extent, reads)
+    order = _order(program, extent, reads, lightest)
     at = {ref: n for n, ref in enumerate(order)}
     last = dict(at)
     for i in order:
@@ -116,7 +118,9 @@ def _reads(program: StepProgram) -> list[list[Ref]]:
     return [[f for a in arguments(n) for f in factors(program, a, inner)] for n in program.nodes]
 
 
-def _order(program: StepProgram, extent: Mapping[AxisName, int], reads: list[list[Ref]]) -> list[Ref]:
+def _order(
+    program: StepProgram, extent: Mapping[AxisName, int], reads: list[list[Ref]], lightest: bool
+) -> list[Ref]:
     """The matrices of systems first, as the emitter makes them, then the rest."""
     found, seen = list[Ref](), set[Ref]()
 
@@ -130,7 +134,7 @@ def _order(program: StepProgram, extent: Mapping[AxisName, int], reads: list[lis
     for node in program.nodes:
         if isinstance(node, Solve):
             visit(node.lower)
-    return [*found, *schedule(program, extent, reads.__getitem__, found)]
+    return [*found, *schedule(program, extent, reads.__getitem__, found, lightest)]
 
 
 __all__ = ["HELD", "peak", "room"]

@@ -20,12 +20,15 @@ def schedule(
     extent: Mapping[AxisName, int],
     read: Callable[[Ref], list[Ref]],
     there: Collection[Ref],
+    lightest: bool = False,
 ) -> list[Ref]:
     """All nodes that outputs and carries need, arguments first, without those that are ``there``.
 
-    ``read`` says which nodes are made before a node.
+    ``read`` says which nodes are made before a node.  With ``lightest``, outputs and carries come in the
+    opposite order.  What is made for the first is there for the others, which the rule does not
+    see, so either order may hold less.
     """
-    return _Scheduler(program, extent, read, there).run()
+    return _Scheduler(program, extent, read, there).run(min if lightest else max)
 
 
 class _Scheduler:
@@ -46,13 +49,13 @@ class _Scheduler:
         self.done, self.order = set(there), list[Ref]()
         self.needs: dict[Ref, int] = {}
 
-    def run(self) -> list[Ref]:
+    def run(self, first_of: Callable[..., Ref]) -> list[Ref]:
         outs = [o.ref for o in self.program.outs]
         for group in (outs, [c.next for c in self.program.carries]):
             left = list(dict.fromkeys(group))
             while left:
                 self.needs.clear()
-                first = max(left, key=lambda r: self._need(r) - self.sizes[r])
+                first = first_of(left, key=lambda r: self._need(r) - self.sizes[r])
                 left.remove(first)
                 self._make(first)
         return self.order

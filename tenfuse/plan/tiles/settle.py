@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tenfuse.plan.tiles.plan import Pass, TilePlan
-from tenfuse.plan.tiles.traffic import LITTLE, NOTHING, Spills, nanoseconds, spilled
+from tenfuse.plan.tiles.traffic import NOTHING, Spills, nanoseconds, spilled
 from tenfuse.reasons import Refused
 
 Told = TypeVar("Told")
@@ -22,7 +22,7 @@ Replan = Callable[[Spills], TilePlan]
 """The plan of a loop, given what compilers said of others."""
 _SHORTEST, _GAIN = 16, 0.9
 """Steps of a chunk that none shorter is tried beside, and how much less time than a longer one it takes."""
-_ROUNDS = 4
+_ROUNDS = 6
 """Plans of one loop and chunk that are compiled at most."""
 
 
@@ -49,7 +49,7 @@ def settled(plan: TilePlan, again: Replan, trial: Callable[[TilePlan], Verdict])
             sound.append(plan)
         else:
             refused.append(verdict.refused)
-        if all(x <= LITTLE for x in verdict.said.values()):
+        if not any(verdict.said.values()):
             break
         try:
             plan = again(said)

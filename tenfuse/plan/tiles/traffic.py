@@ -32,8 +32,6 @@ _BACK = 3
 Spills = Mapping[str, float]
 """Bytes that a thread of a kernel puts away, by the kernel's key; infinite where there is no binary."""
 NOTHING: Spills = {}
-LITTLE = 16
-"""Bytes of a thread that are put away at no cost to speak of."""
 BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "bool": 1}
 
 
@@ -109,8 +107,8 @@ def spilled(kernel: TileKernel, said: Spills = NOTHING) -> float:
     threads = 32 * kernel.tiling.warps
     if said and kernel.key in said:
         return _BACK * threads * said[kernel.key]
-    held = peak(kernel.program, dict(kernel.tiling.blocks), kernel.tiling.warps, kernel.dots)
+    held = peak(kernel.program, dict(kernel.tiling.blocks), kernel.tiling.warps, kernel.dots, kernel.lightest)
     return _BACK * 4 * threads * max(held - room(kernel.dots), 0)
 
 
-__all__ = ["CORES", "LITTLE", "NOTHING", "Spills", "instances", "moved", "nanoseconds", "spilled"]
+__all__ = ["CORES", "NOTHING", "Spills", "instances", "moved", "nanoseconds", "spilled"]
