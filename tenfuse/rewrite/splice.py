@@ -256,18 +256,18 @@ class _Splice:
             if user in self.record.idle and not user.users:
                 self.graph.erase_node(user)
                 continue
-            for member in [m for m in user.all_input_nodes if m in self.members]:
-                self._replace(user, member)
+            places = {m: self._place(user, m) for m in user.all_input_nodes if m in self.members}
+            _swap(user, {m: made for m, made in places.items() if made is not None})
 
-    def _replace(self, user: fx.Node, member: fx.Node) -> None:
+    def _place(self, user: fx.Node, member: fx.Node) -> fx.Node | None:
+        """What ``user`` reads in place of ``member``; None where that stays."""
         rec = self.record
         root = rec.root.get(member)
         if root is not None and root not in self.members:
-            if member is not root and self._whole(member):
-                user.replace_input_with(member, self._base(root))
-            return  # a view of a tensor from before the loop: it stays, with the tensor
+            # A view of a tensor from before the loop stays, with the tensor.
+            return self._base(root) if member is not root and self._whole(member) else None
         if member not in rec.reads[user] and member not in rec.copies:
-            return  # a view of a view that nothing reads
+            return None  # a view of a view that nothing reads
         value = rec.copies[member] if member in rec.copies else self._read(user, member, root)
         name = member if root is None or not self._whole(member) else root
         with self.graph.inserting_before(self.anchor):
@@ -277,11 +277,11 @@ class _Splice:
                 made = self._own(root, name, value)
             elif value in self.inside:
                 self._read_past(user)
-                return
+                return None
             else:
                 made = self._hold(value)
-        user.replace_input_with(member, made)
         rec.reads[user][made] = value
+        return made
 
     def _read_past(self, view: fx.Node) -> None:
         """What reads a view of a tensor that goes with the steps reads what the view showed."""
@@ -365,6 +365,13 @@ class _Splice:
             if node not in rec.order:
                 rec.order[node] = self.lo
                 rec.reads[node] = {m: self.held[m] for m in node.all_input_nodes if m in self.held}
+
+
+def _swap(user: fx.Node, places: dict[fx.Node, fx.Node]) -> None:
+    """Let ``user`` read other nodes, all at once: a stack of all steps reads as many as there are steps."""
+    if places:
+        user.args = fx.node.map_arg(user.args, lambda n: places.get(n, n))
+        user.kwargs = fx.node.map_arg(user.kwargs, lambda n: places.get(n, n))
 
 
 def splice(gm: fx.GraphModule, loop: Loop, fused: fx.GraphModule) -> None:
