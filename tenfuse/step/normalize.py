@@ -69,6 +69,7 @@ class Aten:
 _CUTS = (cut, sloped)
 """Operators that a body calls by name; they are registered when this is imported."""
 
+_ATTENTION = {torch._C._nn.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward}
 _DETACH = {"detach", torch.detach, "detach_"}
 _FILLS = {torch.full: 0, "new_full": 1, torch.full_like: 0}
 """Calls that fill a tensor with a number -> which operand says its size."""
@@ -102,7 +103,7 @@ class _Body(fx.Interpreter):
 
     def _spelled(self, n: fx.Node) -> contextlib.AbstractContextManager[Any]:
         """Attention of the state as products and a softmax: torch's kernels of it have no rule."""
-        fused = n.target is torch._C._nn.scaled_dot_product_attention and n in self.dependent
+        fused = n.target in _ATTENTION and n in self.dependent
         return sdpa_kernel(SDPBackend.MATH) if fused else contextlib.nullcontext()
 
     def _with_numbers(self, n: fx.Node) -> torch.Tensor | None:

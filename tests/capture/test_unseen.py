@@ -354,3 +354,20 @@ def test_another_length_makes_another_loop(dynamic):
         torch.testing.assert_close(compiled(x), f(x))
         (loop,) = tenfuse.reports()[-1].loops
         assert (loop.status, loop.steps) == ("fused", steps)
+
+
+def test_a_value_that_is_read_twice_at_every_turn():
+    """Two to the fortieth ways lead from the product to the softmax; its nodes are 120."""
+
+    def f(x, w):
+        h, out = torch.zeros(B, D), []
+        for t in range(T):
+            h = h @ w
+            for _ in range(40):
+                h = h + 0.01 * h * h
+            h = torch.softmax(h, -1) + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+    (loop,) = tenfuse.explain(f)(torch.randn(*X), torch.randn(D, D)).loops
+    assert loop.status == "fused" and loop.kernels
