@@ -1,9 +1,11 @@
-"""Where values behind the state are made: what the kernel makes reads nothing that is made outside."""
+"""What the kernel makes itself: it reads nothing that is made behind it, and views of streams in place."""
 
 from __future__ import annotations
 
 import torch
 
+from reference import delta
+from tenfuse.backend import explain_backend
 from tenfuse.testing import assert_equivalent
 
 B, T, D = 2, 6, 4
@@ -38,3 +40,12 @@ def test_batches_that_end_one_after_another():
     torch.manual_seed(0)
     found = assert_equivalent(f, torch.randn(sum(sizes), D), torch.randn(D))
     assert [loop.status for loop in found.loops] == ["fused"] * 3
+
+
+def test_views_of_a_stream_are_no_copies():
+    """``einsum`` arranges its operands anew, which over all steps at once would be tensors of their own."""
+    loops, graphs = [], []
+    torch._dynamo.reset()
+    torch.compile(delta.deltanet_einsum, backend=explain_backend(loops, graphs))(*delta.example_inputs(1, 2, 9))
+    assert [loop.status for loop in loops] == ["fused"]
+    assert "clone" not in graphs[-1][1] and "contiguous" not in graphs[-1][1]
