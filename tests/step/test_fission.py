@@ -43,9 +43,10 @@ def test_batches_that_end_one_after_another():
 
 
 def test_views_of_a_stream_are_no_copies():
-    """``einsum`` arranges its operands anew, which over all steps at once would be tensors of their own."""
+    """``einsum`` merges axes of its operands, which over all steps at once may take a tensor of its own."""
     loops, graphs = [], []
     torch._dynamo.reset()
-    torch.compile(delta.deltanet_einsum, backend=explain_backend(loops, graphs))(*delta.example_inputs(1, 2, 9))
+    inputs = delta.example_inputs(2, 3, 9)
+    torch.compile(delta.deltanet_einsum, backend=explain_backend(loops, graphs))(*inputs)
     assert [loop.status for loop in loops] == ["fused"]
-    assert "clone" not in graphs[-1][1] and "contiguous" not in graphs[-1][1]
+    assert not any(name in graphs[-1][1] for name in ("aten.view", "aten.clone", "aten.permute"))
