@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiles.plan import Stepped, TilePlan
 from tenfuse.plan.tiles.settle import Verdict
 from tenfuse.plan.tiles.stepped import candidates
-from tenfuse.reasons import NO_TILES, refuse
+from tenfuse.reasons import NO_TILES, Refused, refuse
 from tenfuse.rewrite.assemble import Fused, assemble
 from tenfuse.rewrite.launch import Planning
 from tenfuse.runtime import canary, tiled
@@ -59,9 +60,15 @@ def fuse(loop: Loop, gm: fx.GraphModule, options: Options, build: bool) -> tuple
 
 
 def _trial(build: bool, plan: TilePlan, given: Examples) -> Verdict:
-    """Whether the kernels of ``plan`` may be used; raises ``Refused`` where one has no text."""
+    """Whether the kernels of ``plan`` may be used; those that have no text are to be planned otherwise."""
+    without: dict[str, Refused] = {}
     for role, kernel in tiled.kernels(plan).items():
-        tiled.prepare(kernel, plan.key(), role)
+        try:
+            tiled.prepare(kernel, plan.key(), role)
+        except Refused as refused:
+            without[kernel.key] = refused
+    if without:
+        return Verdict(dict.fromkeys(without, math.inf), next(iter(without.values())))
     return canary.trial(plan, given) if build else Verdict()
 
 
