@@ -78,7 +78,7 @@ Asked = Callable[[Launch], float]
 def launches(
     loop: Callable[..., Tensor], inputs: Sequence[Tensor], steps: int, asked: Asked
 ) -> tuple[LoopReport, dict[str, Pass]]:
-    """The loop's report, and its passes; all inputs want a gradient.
+    """The loop's report, and its passes: compiled without gradients, and with one for every input.
 
     Bytes are those of a call with ``steps`` steps: tracing a loop takes time by the step,
     and kernels do not depend on their number.
@@ -91,6 +91,8 @@ def launches(
     )  # fmt: skip
     leaves = [x.detach().requires_grad_() for x in inputs]
     with _writing(passes, steps, asked):
+        with torch.no_grad():
+            compiled(*inputs)
         out = compiled(*leaves)
         torch.autograd.grad(out, leaves, torch.empty_like(out), allow_unused=True)
     report = tenfuse.reports()[-1].loops[0]
@@ -105,15 +107,11 @@ def _writing(passes: dict[str, Pass], longer: int, asked: Asked) -> Iterator[Non
     def forward(plan: Any, key: str, groups: Any, steps: int, save: bool) -> list[Tensor]:
         first = len(groups["carries"])
         last = first + len(plan.base.exports)
-        found: list[Tensor] = []
-        for name, saving in (("forward", False), ("saving", True)):
-            if saving and not save:
-                continue
-            current[:] = [passes[name]]
-            tiled._prepared.clear()
-            found = run_forward(plan, key, groups, steps, saving)
-            passes[name].least += _bytes([*groups["carries"], *groups["invariants"], *found[:first]])
-            passes[name].least += _bytes([*groups["streams"], *found[first:last]]) * longer // steps
+        own = passes["saving" if save else "forward"]
+        current[:] = [own]
+        found = run_forward(plan, key, groups, steps, save)
+        own.least += _bytes([*groups["carries"], *groups["invariants"], *found[:first]])
+        own.least += _bytes([*groups["streams"], *found[first:last]]) * longer // steps
         return found
 
     def backward(plan: Any, key: str, grads: Any, groups: Any, saves: Any, steps: int) -> list[Tensor]:
