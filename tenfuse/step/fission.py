@@ -131,13 +131,6 @@ def _shows_outer(node: fx.Node) -> bool:
     return _is_outer(shown) or (shown.target in (*_VIEWS, *_BROADCASTS) and _shows_outer(shown))
 
 
-def _renames(node: fx.Node) -> bool:
-    """Whether a view only arranges what one step of a stream is: batched over time it would be a copy."""
-    shown = node.args[0]
-    assert isinstance(shown, fx.Node)
-    return shown.op == "placeholder" or (shown.target in (*_VIEWS, *_BROADCASTS) and _renames(shown))
-
-
 def _pointwise(node: fx.Node) -> bool:
     """Whether the operands broadcast to the result: every size of it is one of theirs, the rest are 1."""
     made = node.meta["val"].shape
@@ -238,8 +231,6 @@ def _absorb(
             return below
         outer = _is_outer(node)
         if node.target in _VIEWS and node not in static and _shows_outer(node) and args[0] not in below:
-            return below
-        if node.target in _VIEWS and node not in static and _renames(node):
             return below
         if node in static or (node.target in _MATMULS and not outer) or node.target in _FULL_SHAPE:
             return mine
