@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
+
+Made = Callable[[fx.Node, Collection[fx.Node]], fx.Node | None]
 
 _EXTREMES = {aten.max.dim: True, aten.min.dim: False}
 
@@ -60,6 +62,22 @@ def _index(a: torch.Tensor, dim: int, keepdim: bool, largest: bool) -> torch.Ten
     return torch.argmax(a, dim, keepdim) if largest else torch.argmin(a, dim, keepdim)
 
 
+def replaced(graph: fx.Graph, feeding: Collection[fx.Node], carries: Collection[fx.Node], make: Made) -> None:
+    """Put what ``make`` makes in the place of each node that depends on the state and feeds it.
+
+    ``make`` is given the node and the nodes that depend on the state; it leaves a node alone by None.
+    """
+    dependent = set(carries)
+    for node in list(graph.nodes):
+        if not any(a in dependent for a in node.all_input_nodes):
+            continue
+        made = make(node, dependent) if node in feeding else None
+        if made is not None:
+            node.replace_all_uses_with(made)
+            graph.erase_node(node)
+        dependent.add(node if made is None else made)
+
+
 def inlined(at: fx.Node, sources: Sequence[fx.Node], run: Any, *options: Any) -> fx.Node:
     """The nodes of ``run(*sources, *options)``, in front of ``at``."""
     values = [s.meta["val"] for s in sources]
@@ -80,4 +98,4 @@ def inlined(at: fx.Node, sources: Sequence[fx.Node], run: Any, *options: Any) ->
     raise ValueError("the traced graph has no output")
 
 
-__all__ = ["inlined", "unfold"]
+__all__ = ["inlined", "replaced", "unfold"]

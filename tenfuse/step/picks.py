@@ -24,7 +24,7 @@ import torch
 import torch.fx as fx
 
 from tenfuse.reasons import UNSUPPORTED_OP, refuse, where
-from tenfuse.step.choice import inlined
+from tenfuse.step.choice import inlined, replaced
 
 aten = torch.ops.aten
 
@@ -38,15 +38,7 @@ _EXACT = 1 << 24
 
 def spell_out(graph: fx.Graph, feeding: Collection[fx.Node], carries: Sequence[fx.Node]) -> None:
     """Edit ``graph``, which the caller made."""
-    dependent = set(carries)
-    for node in list(graph.nodes):
-        if not any(a in dependent for a in node.all_input_nodes):
-            continue
-        made = _made(node, dependent) if node in feeding else None
-        if made is not None:
-            node.replace_all_uses_with(made)
-            graph.erase_node(node)
-        dependent.add(node if made is None else made)
+    replaced(graph, feeding, carries, _made)
 
 
 def _made(node: fx.Node, dependent: Collection[fx.Node]) -> fx.Node | None:

@@ -22,7 +22,7 @@ import torch
 import torch.fx as fx
 
 from tenfuse.step.axes import hint
-from tenfuse.step.choice import inlined
+from tenfuse.step.choice import inlined, replaced
 
 aten = torch.ops.aten
 
@@ -35,32 +35,24 @@ WORK = 1 << 16
 
 def slid(graph: fx.Graph, feeding: Collection[fx.Node], carries: Collection[fx.Node]) -> None:
     """Edit ``graph``, which the caller made."""
-    dependent = set(carries)
-    for node in list(graph.nodes):
-        if not any(a in dependent for a in node.all_input_nodes):
-            continue
-        made = node
-        if node.target is aten.convolution.default and node in feeding:
-            made = node if dependent & set(node.args[1:3]) else _unrolled(node)
-        if made is not node:
-            node.replace_all_uses_with(made)
-            graph.erase_node(node)
-        dependent.add(made)
+    replaced(graph, feeding, carries, _made)
 
 
-def _unrolled(node: fx.Node) -> fx.Node:
+def _made(node: fx.Node, dependent: Collection[fx.Node]) -> fx.Node | None:
+    if node.target is not aten.convolution.default or any(a in dependent for a in node.args[1:3]):
+        return None
     args: list[Any] = list(node.args)
     source, weight, bias, stride, padding, dilation, transposed, _, groups = args
     value, taps = source.meta["val"], weight.meta["val"].shape[2:]
     sizes, places = value.shape[2:], node.meta["val"].shape[2:]
     counted = (*sizes, *places, *weight.meta["val"].shape[:2])
     if transposed or value.is_complex() or not all(isinstance(s, int) for s in (*counted, *taps)):
-        return node
+        return None
     entries = math.prod(counted)
     if not slides(sizes, taps, stride, padding, dilation) or not 0 < entries <= MOST:
-        return node
+        return None
     if value.dim() != weight.meta["val"].dim() or entries * hint(value.shape[0]) > WORK:
-        return node
+        return None
     given = [source, weight] if bias is None else [source, weight, bias]
     along = [every(each, sizes) for each in (stride, padding, dilation)]
     return inlined(node, given, _convolved, tuple(places), along, groups)

@@ -15,7 +15,7 @@ from torch._dynamo.variables.lists import ListVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 
 from tenfuse.capture.ahead.taken import Taken
-from tenfuse.capture.ahead.watched import Watched
+from tenfuse.capture.ahead.watched import Watched, is_stand_in
 
 _ADDS = next((number for number, (_, sign) in enumerate(getattr(opcode, "_nb_ops", ())) if sign == "+="), -1)
 """Of the operations of Python's ``BINARY_OP``, ``+=``; before Python 3.11 it is an instruction."""
@@ -53,7 +53,10 @@ def _read(tx: Any, inst: Any, taken: Taken) -> bool:
     entries = tx.stack[-2]
     if type(entries) not in (TupleVariable, Watched):
         return False
-    found = taken.entry(entries.read() if type(entries) is Watched else entries.items, tx.stack[-1])
+    entries = entries.read() if type(entries) is Watched else entries.items
+    if any(map(is_stand_in, entries)):
+        return False  # what steps hand on is not there yet for later steps
+    found = taken.entry(entries, tx.stack[-1])
     if found is None:
         return False
     tx.popn(2)
