@@ -30,7 +30,7 @@ from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import StepProgram
 from tenfuse.step.reader import Placed, Step
 
-VERSION = "9"
+VERSION = "10"
 """Raised when the algebra changes what it proves: older certificates are then forgotten."""
 
 

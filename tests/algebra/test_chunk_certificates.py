@@ -15,9 +15,10 @@ KINDS = {"cascade": CASCADES, "ties": EXTREMES, "paths": PATHS}
 COSTLY = {
     ("cascade", "averaged"), ("cascade", "stacked"), ("cascade", "total"), ("ties", "decayed"),
     ("ties", "shared"), ("ties", "stabilised"), ("paths", "crf"), ("paths", "hmm"), ("paths", "grid"),
+    ("paths", "gaps_summed"),
 }  # fmt: skip
 REFUTED = {("ties", "twice"), ("paths", "viterbi"), ("paths", "shortest"), ("paths", "stay"),
-           ("paths", "gaps"), ("paths", "either")}  # fmt: skip
+           ("paths", "gaps"), ("paths", "either"), ("paths", "two_mixed")}  # fmt: skip
 """The loop compares in another order; of several best paths a tree takes other shares than the steps do."""
 UNFINISHED = {("paths", "grid")}
 """More than the work allowed, perhaps: the loop then runs in sequence."""

@@ -8,12 +8,17 @@ import torch
 from tenfuse.algebra.analyse import analyse
 from tenfuse.algebra.chunks.chunk import Unchunkable, chunk
 from tenfuse.algebra.chunks.paths import factors
+from tenfuse.algebra.proof.certify_adjoint import certify_adjoint
 from tenfuse.algebra.proof.certify_chunk import certify_chunk
+from tenfuse.step import interpret
+from tests.algebra.chunks import draw, gradients, run
 from tests.algebra.loops import program_of
 from tests.algebra.mutants import node_mutants
-from tests.algebra.test_certify_chunk import _means_the_same
+from tests.algebra.random_steps import draw as random_step
+from tests.algebra.test_certify_chunk import _differentiated, _means_the_same
 from tests.algebra.test_chunk import agrees
 from tests.algebra.test_chunk_adjoint import agrees as adjoint_agrees
+from tests.algebra.test_chunk_adjoint import wanted
 from tests.algebra.test_chunk_cascade import in_sequence
 from tests.step.steps import sizes
 
@@ -52,6 +57,50 @@ def grid(m, r, q):
     return (m,), ((m * q[:, :, None]).sum(1),)
 
 
+def gaps(m, n, o, x, a, b):
+    """Alignment with affine gaps: three states per place."""
+    m, n, o = (
+        torch.maximum(torch.maximum(m, n), o) + x,
+        torch.maximum(m - a, n - b),
+        torch.maximum(m - a, o - b),
+    )
+    return (m, n, o), (m,)
+
+
+def gaps_summed(m, n, o, x, a, b):
+    """The same over all alignments; one gap does not follow the other."""
+    m, n, o = (
+        torch.logsumexp(torch.stack([m, n, o]), 0) + x,
+        torch.logaddexp(m + a, n + b),
+        torch.logaddexp(m + a, o + b),
+    )
+    return (m, n, o), (m,)
+
+
+def either(m, n, x, a, b):
+    """The shorter of two ways into one state; the other one waits."""
+    m, n = torch.minimum(m + a, n + b), torch.minimum(m, x)
+    return (m, n), (m - n,)
+
+
+def two_states(m, n, x, y, a, b):
+    """A hidden Markov model of two states, one variable for each."""
+    m, n = torch.logaddexp(m, n + b) + x, torch.logaddexp(m + a, n) + y
+    return (m, n), (m - torch.logaddexp(m, n),)
+
+
+def one_way(m, n, x, y):
+    """The first one is never left for the second: an entry of the matrix that is nothing."""
+    m, n = n + x, torch.logaddexp(torch.logaddexp(m, n), y)
+    return (m, n), (n,)
+
+
+def two_mixed(m, n, x, r):
+    """A matrix, and another carry that it takes in."""
+    m, n = torch.maximum((m[:, :, None] + r).amax(1), n) + x, torch.maximum(m, n)
+    return (m, n), (m,)
+
+
 _X, _R = (2, 3), (2, 3, 3)
 PATHS = {
     "viterbi": (viterbi, sizes(_X), sizes(_X), sizes((3, 3))),
@@ -60,6 +109,12 @@ PATHS = {
     "crf": (crf, sizes(_X), sizes(_X), sizes((3, 3))),
     "hmm": (hmm, sizes(_X), sizes(_X, _R), []),
     "grid": (grid, sizes((2, 3, 4)), sizes(_R, _X), []),
+    "gaps": (gaps, sizes(_X, _X, _X), sizes(_X, _X, _X), []),
+    "gaps_summed": (gaps_summed, sizes(_X, _X, _X), sizes(_X), sizes((), ())),
+    "either": (either, sizes(_X, _X), sizes(_X, _X, _X), []),
+    "two_states": (two_states, sizes(_X, _X), sizes(_X, _X), sizes((3,), (3,))),
+    "one_way": (one_way, sizes(_X, _X), sizes(_X, _X), []),
+    "two_mixed": (two_mixed, sizes(_X, _X), sizes(_X), sizes((3, 3))),
 }
 PATHS["stay"] = (lambda m, x, g, r: stay(m, x, r, g), *PATHS["stay"][1:])
 SMOOTH = ("crf", "hmm", "grid")
@@ -108,6 +163,68 @@ def test_no_mutant_is_proved(name):
     assert tried > 4
 
 
+@pytest.mark.parametrize("name", ["gaps_summed", "two_states", "one_way"])
+@pytest.mark.parametrize("where", ["start", "gates"])
+def test_coupled_carries_that_no_path_reaches(name, where):
+    """Of what begins as nothing, or is nothing for some steps, the loop's derivative is found too."""
+    program, _ = program_of(name, PATHS)
+    recurrence, nothing = analyse(program), torch.tensor(-torch.inf, dtype=torch.float64)
+    for seed in range(4):
+        inits, xs, fixed = draw(program, 13, seed=seed)
+        if where == "start":
+            inits = [torch.where(torch.rand_like(x) < 0.5, nothing, x) for x in inits]
+        else:
+            xs = {i: torch.where(torch.rand_like(x) < 0.15, nothing, x) for i, x in xs.items()}
+        inputs = inits, xs, fixed
+        finals, ys = interpret.scan(program, *inputs, 13)
+        got = run(program, recurrence, 4, *inputs, 13, torch.float64)
+        for g, w in zip((*got[0], *got[1]), (*finals, *ys), strict=True):
+            torch.testing.assert_close(g, w, equal_nan=True)
+        seeds = tuple([torch.randn_like(v) * v.isfinite() for v in group] for group in (finals, ys))
+        want = wanted(program, inputs, 13, seeds, torch.float64)
+        with torch.no_grad():
+            found = gradients(program, recurrence, 4, inputs, 13, seeds, torch.float64)
+        for g, w in zip(found, want, strict=True):
+            torch.testing.assert_close(g[w.isfinite()], w[w.isfinite()])
+        assert any(w.isfinite().any() for w in want)
+
+
+def test_carries_that_exchange_places_tie_later_than_a_proof_sees():
+    """Each meets an input at every second step: of four steps the shares differ, of two they do not."""
+
+    def exchange(m, n, x):
+        return (n, torch.maximum(m, x)), (m,)
+
+    program, _ = program_of("exchange", {"exchange": (exchange, sizes(_X, _X), sizes(_X), [])})
+    found = certify_adjoint(program, analyse(program), _differentiated)
+    assert not found.proved and found.note.startswith("of several best paths")
+    inputs = [torch.zeros(2, 3).double()] * 2, {0: torch.zeros(8, 2, 3).double()}, {}
+    seeds = [torch.ones(2, 3).double()] * 2, [torch.zeros(8, 2, 3).double()]
+    want = wanted(program, inputs, 8, seeds, torch.float64)
+    for length, same in ((2, True), (4, False)):
+        with torch.no_grad():
+            got = gradients(program, analyse(program), length, inputs, 8, seeds, torch.float64)
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True)) == same
+
+
+def test_carries_coupled_by_truth_values_have_no_chunk_program():
+    """What only takes the place of another carry stays the number it is."""
+    program = random_step(2150)
+    assert {s.semiring for s in analyse(program).stages} == {"or-and"}
+    with pytest.raises(Unchunkable, match="truth values"):
+        chunk(program, analyse(program), 4)
+
+
+def test_coupled_beside_a_recurrence_over_numbers_there_is_no_chunk_program():
+    def both(m, n, h, x):
+        return (torch.maximum(m, n + x), torch.maximum(n, m), 0.5 * h + m), (h,)
+
+    loops = {"both": (both, sizes(_X, _X, _X), sizes(_X), [])}
+    program, _ = program_of("both", loops)
+    with pytest.raises(Unchunkable, match="several carries are coupled"):
+        chunk(program, analyse(program), 4)
+
+
 def test_beside_a_recurrence_over_numbers_there_is_no_chunk_program():
     def both(m, h, x, r):
         m = (m[:, :, None] + r).amax(1) + x
@@ -152,9 +269,6 @@ def _spelled(draft):
 
 def test_infinite_prices_forbid_paths():
     """A transition that is never taken: minus infinity, in every chunk."""
-    from tenfuse.step import interpret
-    from tests.algebra.chunks import run
-
     for name in ("viterbi", "crf"):
         program, _ = program_of(name, PATHS)
         torch.manual_seed(0)

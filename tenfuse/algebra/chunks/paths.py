@@ -1,9 +1,9 @@
 """Matrices in another semiring over a whole chunk: products of steps, in a tree.
 
-Takes a stage ``h_t = A_t h_{t-1} + b_t`` of one carry whose sums and products are those of
-(max, +), (min, +), (logaddexp, +) or (or, and), A a matrix over axes of the carry; leaves every
-later read of the state, and the state after the chunk.  Steps are pairs (A, b), and two steps are
-one:
+Takes a stage ``h_t = A_t h_{t-1} + b_t`` whose sums and products are those of (max, +), (min, +),
+(logaddexp, +) or (or, and), A a matrix over axes of the carry, over several carries, or both; leaves
+every later read of the states, and the states after the chunk.  Steps are pairs (A, b), and two steps
+are one:
 
     (A_2, b_2) (A_1, b_1) = (A_2 A_1, A_2 b_1 + b_2)
 
@@ -11,6 +11,9 @@ A chunk has one axis of positions per prime factor of its length.  Up the tree, 
 the innermost axis become one, then those of the next; the last pair, which no state reaches, takes
 the state over the whole chunk by one product.  Down the tree, the states before every position
 follow from that before the chunk by products with vectors.
+
+Refuses carries that are coupled in (or, and): one that takes the place of another keeps its number,
+and a product of truth values would make it 1.
 Sources: Blelloch 1990, "Prefix sums and their applications"; Särkkä and García-Fernández 2021,
 "Temporal parallelization of Bayesian smoothers", for the same scan over Markov models.
 """
@@ -21,9 +24,10 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+from tenfuse.algebra.chunks.entries import picked, stacked
 from tenfuse.algebra.chunks.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.chunks.response import Linear
-from tenfuse.algebra.recurrence import Recurrence, Stage
+from tenfuse.algebra.recurrence import Affine, Recurrence, Stage
 from tenfuse.algebra.rings import RINGS, joined, product, reduced
 from tenfuse.step.program import AxisName, CarrySpec, Position, Ref
 
@@ -32,10 +36,11 @@ Pair = tuple[Ref, Ref | None]
 
 
 def mixing(recurrence: Recurrence) -> bool:
-    """Whether every stage is over another semiring, and one of them has a matrix."""
+    """Whether every stage is over another semiring, and one has a matrix over axes or over carries."""
     terms = [t for s in recurrence.stages for u in s.updates for t in u.terms]
     others = all(s.semiring != "sum-product" for s in recurrence.stages)
-    return others and any(t.contracted for t in terms)
+    coupled = any(len(s.carries) > 1 for s in recurrence.stages)
+    return others and (coupled or any(t.contracted for t in terms))
 
 
 def factors(length: int) -> list[int]:
@@ -50,20 +55,20 @@ def factors(length: int) -> list[int]:
 
 
 class ChunkedPaths:
-    """The states of one carry."""
+    """The states of a stage's carries, over the names ``axes`` of the first one's update."""
 
     def __init__(self, stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> None:
-        if len(stage.carries) > 1:
-            raise Unchunkable("several carries are coupled in another semiring than sum and product")
         self.lift, self.build, self.ring = lift, lift.build, RINGS[stage.semiring]
-        (self.carry,) = stage.carries
-        self.axes = carries[self.carry].next_axes
-        reads = self._reads(stage)
-        self.rows = tuple(own for i, own in enumerate(self.axes) if any(r.names[i] in r.bound for r in reads))
+        self.carries, self.names = stage.carries, [carries[j].next_axes for j in stage.carries]
+        self.axes = self.names[0]
+        self._fit()
+        reads = [self._reads(i, u) for i, u in enumerate(stage.updates)]
+        several = len(self.carries) > 1
+        self.member = lift.fresh("member", len(self.carries)) if several else ""
+        self.rows = ((self.member,) if several else ()) + self._mixed(reads)
         self.cols = tuple(lift.fresh(a) for a in self.rows)
-        offset = stage.updates[0].offset
-        step = self._matrix(reads), None if offset is None else self._truth(lift.value(offset))
-        self.start = self.build.input("carry", self.carry, self.axes)
+        step = self._matrix(reads), self._offset(stage)
+        self.starts = [self.build.input("carry", j, self.axes) for j in self.carries]
         levels = self._up(step)
         self.whole = levels.pop()
         self.before = self._down(levels)
@@ -73,7 +78,8 @@ class ChunkedPaths:
 
     def read(self, read: Read) -> Ref:
         moved, back = aligned_to(self.build, read, self.axes, self.lift.fresh)
-        value = self.after if read.after else self.before
+        states = self.after if read.after else self.before
+        value = picked(self.build, states, self.member, self.carries.index(read.carry))
         return self.build.rename(self.lift.sums.product([*moved.factors, value], moved.bound), back)
 
     def split(self, read: Read) -> Linear | None:
@@ -81,7 +87,16 @@ class ChunkedPaths:
         return None
 
     def final(self, carry: int) -> Ref:
-        return self._applied(self.whole, self.start)
+        i = self.carries.index(carry)
+        line, total = self._picked(self.whole, self.member, i)
+        column = dict(zip(self.rows, self.cols, strict=True))
+        member = column.pop(self.member, "")
+        for k, start in enumerate(self.starts):  # one by one: what runs chunk after chunk has no positions
+            begun = self.build.rename(start, column)
+            found = self._product(picked(self.build, line, member, k), begun, tuple(column.values()))
+            total = found if total is None else joined(self.build, self.ring, total, found)
+        assert total is not None
+        return self.build.rename(total, dict(zip(self.axes, self.names[i], strict=True)))
 
     # -- the tree -------------------------------------------------------------------------
 
@@ -97,7 +112,7 @@ class ChunkedPaths:
 
     def _down(self, levels: Sequence[Pair]) -> Ref:
         """The state before every position."""
-        before = self.start
+        before = stacked(self.build, self.starts, self.member)
         for axis, level in zip(self.lift.rows, reversed(levels), strict=True):
             states = [before]
             for i in range(self.lift.sizes[axis] - 1):
@@ -137,36 +152,67 @@ class ChunkedPaths:
         return self.build.call("add", found, self.build.const(many))
 
     def _picked(self, pair: Pair, axis: AxisName, index: int) -> Pair:
-        matrix, offset = pair
-        return self._entry(matrix, axis, index), None if offset is None else self._entry(offset, axis, index)
-
-    def _entry(self, ref: Ref, axis: AxisName, index: int) -> Ref:
-        if axis not in self.build.axes[ref]:
-            return ref
-        here = self.build.call("eq", self.build.add(Position(axis)), self.build.const(index))
-        return self.build.contract(self.build.call("where", here, ref, self.build.const(0.0)), axis)
+        matrix, offset = (None if ref is None else picked(self.build, ref, axis, index) for ref in pair)
+        assert matrix is not None
+        return matrix, offset
 
     # -- the step -------------------------------------------------------------------------
 
-    def _reads(self, stage: Stage) -> tuple[Read, ...]:
-        form = self.lift.affine(dataclasses.replace(stage.updates[0], offset=None))
+    def _fit(self) -> None:
+        if len(self.carries) > 1 and self.ring.name == "or-and":
+            raise Unchunkable("carries are coupled by truth values")
+        lengths = {tuple(self.lift.sizes[a] for a in own) for own in self.names}
+        if len(lengths) > 1:
+            raise Unchunkable("coupled carries have different axes")
+
+    def _reads(self, i: int, update: Affine) -> list[Read]:
+        """What the update of the ``i``-th carry reads, over the common names."""
+        form = self.lift.affine(dataclasses.replace(update, offset=None))
         if form.offset is not None:
             raise Unchunkable("the update reads a nonlinear function of the state")
+        names, found = dict(zip(self.names[i], self.axes, strict=True)), []
         for read in form.reads:
-            if (read.carry, read.after) != (self.carry, False):
+            if read.carry not in self.carries or read.after:
                 raise Unchunkable("the update reads another carry")
-            kept = zip(self.axes, read.names, strict=True)
+            kept = zip(self.names[i], read.names, strict=True)
             if any(own != name for own, name in kept if name not in read.bound):
                 raise Unchunkable("the update permutes dimensions of its carry")
-        if not form.reads:
+            here = tuple(a if a in read.bound else names[a] for a in read.names)
+            factors = tuple(self.build.rename(f, names) for f in read.factors)
+            found.append(dataclasses.replace(read, names=here, factors=factors))
+        if not found:
             raise Unchunkable("the update does not read its carry")
-        return form.reads
+        return found
 
-    def _matrix(self, reads: Sequence[Read]) -> Ref:
+    def _mixed(self, reads: Sequence[Sequence[Read]]) -> tuple[AxisName, ...]:
+        """The axes of the carries that some term sums over."""
+        every = [r for line in reads for r in line]
+        return tuple(own for k, own in enumerate(self.axes) if any(r.names[k] in r.bound for r in every))
+
+    def _offset(self, stage: Stage) -> Ref | None:
+        """``b`` over ``rows``."""
+        if all(u.offset is None for u in stage.updates):
+            return None
+        entries = []
+        for own, update in zip(self.names, stage.updates, strict=True):
+            zero = self.build.const(self.ring.zero)
+            offset = zero if update.offset is None else self._truth(self.lift.value(update.offset))
+            entries.append(self.build.rename(offset, dict(zip(own, self.axes, strict=True))))
+        return stacked(self.build, entries, self.member)
+
+    def _matrix(self, reads: Sequence[Sequence[Read]]) -> Ref:
         """``A`` over ``rows`` and ``cols``."""
         cols = dict(zip(self.rows, self.cols, strict=True))
-        parts = [self._coefficient(read, cols) for read in reads]
-        total = parts[0]
+        member = cols.pop(self.member, "")
+        lines = []
+        for line in reads:
+            entries = [[self._coefficient(r, cols) for r in line if r.carry == j] for j in self.carries]
+            lines.append(stacked(self.build, [self._plus(parts) for parts in entries], member))
+        return stacked(self.build, lines, self.member)
+
+    def _plus(self, parts: Sequence[Ref]) -> Ref:
+        """Their sum; of none, the semiring's zero."""
+        total = parts[0] if parts else self.build.const(self.ring.zero)
         for part in parts[1:]:
             total = joined(self.build, self.ring, total, part)
         return total

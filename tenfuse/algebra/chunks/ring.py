@@ -41,7 +41,7 @@ class ChunkedRing:
 
     def __init__(self, stage: Stage, carries: Sequence[CarrySpec], lift: Lift) -> None:
         if len(stage.carries) > 1:
-            raise Unchunkable("several carries are coupled in another semiring than sum and product")
+            raise Unchunkable("several carries are coupled beside a recurrence over numbers")
         self.lift, self.build, self.ring = lift, lift.build, RINGS[stage.semiring]
         (self.row,) = lift.rows
         (self.carry,) = stage.carries

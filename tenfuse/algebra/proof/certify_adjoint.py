@@ -35,7 +35,8 @@ Differentiated = tuple[StepProgram, Mapping[int, int]]
 LENGTH, BLOCK = 2, 1
 _SHARES = "of several best paths a chunk gives each another share of the gradient than the steps do"
 """A step shares it among what is best of the step before, however many paths lead there; a product
-of steps shares it among paths of the whole chunk."""
+of steps shares it among paths of the whole chunk.  Where carries exchange places, paths may meet again
+only after as many steps as there are carries, more than a proof has: these are not tried."""
 
 
 def certify_adjoint(
@@ -48,6 +49,8 @@ def certify_adjoint(
     """Whether the adjoint of a chunk program is the adjoint of its steps."""
     claim = f"the adjoint of a chunk of {LENGTH} steps is that of these steps, for every input"
     sizes = least_sizes(program, recurrence)
+    if any(s.semiring in TIED and len(s.carries) > 1 for s in recurrence.stages):
+        return Certificate(False, claim, tuple(sorted(sizes.items())), 0.0, 0, _SHARES)
     small, normal = shrunk(program, recurrence, sizes)
     prove = partial(_prove, small, normal, differentiate, make)
     how = partial(by_cases, prove) if tied(normal) else prove
