@@ -58,13 +58,17 @@ class Affine:
 
     def value(self, root: Ref) -> Sum:
         """The normal form of one node of the program."""
-        for ref in self._cone(root):
-            if ref not in self.values:
-                self.values[ref] = self._evaluated(ref)
+        self.evaluate(root)
         found = self.values[root]
         if found is None:
             raise Stuck
         return found
+
+    def evaluate(self, root: Ref) -> None:
+        """Find the normal forms of what ``root`` needs, in order."""
+        for ref in self._cone(root):
+            if ref not in self.values:
+                self.values[ref] = self._evaluated(ref)
 
     def _cone(self, root: Ref) -> list[Ref]:
         """The nodes that ``root`` needs, in order."""

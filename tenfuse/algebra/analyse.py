@@ -7,6 +7,7 @@ refuses nothing: what has no narrower form is nonlinear, with its linear parts a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from fractions import Fraction
 
 from tenfuse.algebra.affine import Affine
 from tenfuse.algebra.cascade import Cascade, cascade, reached
@@ -16,6 +17,7 @@ from tenfuse.algebra.logplus import LogPlus
 from tenfuse.algebra.mirror import Mirror
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.algebra.rings import RINGS, SUM_PRODUCT
+from tenfuse.algebra.scales import scale
 from tenfuse.algebra.terms import Part, Stuck
 from tenfuse.step.program import Builder, StepProgram
 
@@ -61,13 +63,17 @@ def _semiring(chain: Cascade, build: Builder, k: int) -> Draft | None:
     for name, ring in RINGS.items():
         if ring is SUM_PRODUCT:
             continue
-        kind = {"log-plus": LogPlus, "or-and": Affine}.get(name, Mirror)
-        trial = kind(program, build, carries, given, ring=ring)
+        by = scale(program, carries) if name == "log-plus" else Fraction(1)
         try:
-            updates = tuple(trial.value(program.carries[i].next) for i in carries)
+            if name == "log-plus":
+                soft = LogPlus(program, build, carries, given, ring=ring, scale=by)
+                updates = tuple(soft.update(program.carries[i].next) for i in carries)
+            else:
+                trial = (Affine if name == "or-and" else Mirror)(program, build, carries, given, ring=ring)
+                updates = tuple(trial.value(program.carries[i].next) for i in carries)
         except Stuck:
             continue
-        return Draft(carries, updates, "semiring", name)
+        return Draft(carries, updates, "semiring", name, scale=float(by))
     return None
 
 

@@ -65,7 +65,7 @@ class _Writer:
             if stage.semiring == "sum-product":
                 text = self.sum(update, "b", matrix=stage.form == "low-rank")
             else:
-                text = self._semiring(update, stage.semiring)
+                text = self._semiring(update, stage.semiring, stage.scale)
             yield self.line(f"{name} <- ", text, names)
 
     def sum(self, value: Affine, role: str, matrix: bool = False) -> str:
@@ -151,19 +151,23 @@ class _Writer:
                 return frozenset(original(a, self.letters.known) for a in bound)
         return frozenset()
 
-    def _semiring(self, value: Affine, name: str) -> str:
+    def _semiring(self, value: Affine, name: str, scale: float = 1.0) -> str:
+        """``scale * sum of terms``, each of a source over ``scale``."""
+        own, whole = {1.0: ("", ""), -1.0: ("-", "-")}.get(scale, (f"{1 / scale:.6g}*", f"{scale:.6g}*"))
         times, join = ("and", "or") if name == "or-and" else ("+", _JOIN[name])
         parts = []
         for term in value.terms:
             inside = [f for f in term.factors if self.axes[f] & term.contracted]
-            text = self._applied(self._source(term), inside, times, "R")
+            text = self._applied(own + self._source(term), inside, times, "R")
             text = f"{join}_j({text})" if term.contracted else text
             parts.append(self._applied(text, [f for f in term.factors if f not in inside], times, "a"))
         if value.offset is not None:
             parts.append(self.letters.text(value.offset, "b"))
         if name == "or-and":
             return " or ".join(closed(p) if " and " in p else p for p in parts)
-        return parts[0] if len(parts) == 1 else f"{join}({', '.join(parts)})"
+        if len(parts) > 1:
+            return f"{whole}{join}({', '.join(parts)})"
+        return whole + closed(parts[0]) if whole else parts[0]
 
     def _applied(self, text: str, factors: Iterable[Ref], times: str, role: str) -> str:
         for factor in factors:

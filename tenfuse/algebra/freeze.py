@@ -34,6 +34,7 @@ class Draft:
     form: str
     semiring: str = SUM_PRODUCT.name
     pair: bool = False
+    scale: float = 1.0
 
 
 def frozen(
@@ -46,7 +47,7 @@ def frozen(
 ) -> Recurrence:
     """The recurrence of ``program`` from its stages, outputs and what its outputs' atoms read."""
     stages = [
-        Stage(d.carries, tuple(_normal(build, u) for u in d.updates), d.form, d.semiring, d.pair)
+        Stage(d.carries, tuple(_normal(build, u) for u in d.updates), d.form, d.semiring, d.pair, d.scale)
         for d in drafts
     ]
     ends = [_normal(build, o) for o in outs]

@@ -11,7 +11,7 @@ import dataclasses
 
 from tenfuse.algebra.names import original, rename
 from tenfuse.algebra.recurrence import Affine, Recurrence
-from tenfuse.algebra.rings import RINGS
+from tenfuse.algebra.rings import RINGS, scaled
 from tenfuse.algebra.terms import Algebra, Part, Sum
 from tenfuse.step.program import (
     Builder,
@@ -31,7 +31,7 @@ def rebuild(recurrence: Recurrence, program: StepProgram) -> StepProgram:
     made = _Rebuilder(recurrence, program)
     for stage in recurrence.stages:
         for i, update in zip(stage.carries, stage.updates, strict=True):
-            made.computed[i] = made.node(update, stage.semiring)
+            made.computed[i] = made.node(update, stage.semiring, stage.scale)
         made.finish(stage.carries)
     outs = [made.node(o, "sum-product") for o in recurrence.outs]
     names = {a for axes in made.build.axes for a in axes}
@@ -61,14 +61,19 @@ class _Rebuilder:
     def finish(self, carries: tuple[int, ...]) -> None:
         self.nexts.update({i: self.computed[i] for i in carries})
 
-    def node(self, value: Affine, semiring: str) -> Ref:
-        """``sum of terms + offset`` as a node."""
+    def node(self, value: Affine, semiring: str, scale: float = 1.0) -> Ref:
+        """``sum of terms + offset`` as a node, where sources and sum are ``scale`` times those."""
         algebra = Algebra(self.build, self.recurrence.sizes, self.recurrence.dynamic, RINGS[semiring])
         parts = tuple(
-            Part(self.copy(t.source), tuple(self.copy(f) for f in t.factors), t.contracted)
+            Part(
+                scaled(self.build, self.copy(t.source), 1 / scale),
+                tuple(self.copy(f) for f in t.factors),
+                t.contracted,
+            )
             for t in value.terms
         )
-        return algebra.node(Sum(parts, None if value.offset is None else self.copy(value.offset)))
+        total = algebra.node(Sum(parts, None if value.offset is None else self.copy(value.offset)))
+        return scaled(self.build, total, scale)
 
     def copy(self, ref: Ref) -> Ref:
         if ref not in self.copies:

@@ -64,6 +64,9 @@ class Stage:
     complex_pair: bool = False
     """Two carries that are the real and imaginary part of one complex carry: their 2x2
     block is [[p, -q], [q, p]]."""
+    scale: float = 1.0
+    """The carries are this number times what is linear in the semiring: ``h = scale * g``, and the
+    updates' terms, factors and offsets are those of g.  So -1 is a soft minimum."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,15 @@ def reduced(build: Builder, ring: Ring, ref: Ref, axes: Collection[AxisName]) ->
     return build.call("where", none, build.const(ring.zero), build.call("add", found, top))
 
 
+def scaled(build: Builder, ref: Ref, scale: float) -> Ref:
+    """``scale * ref``, a product of numbers."""
+    if scale == 1.0:
+        return ref
+    if scale == -1.0:
+        return build.call("neg", ref)
+    return build.call("mul", build.const(scale), ref)
+
+
 def joined(build: Builder, ring: Ring, a: Ref, b: Ref) -> Ref:
     """``a + b``; where ``a`` is the ring's zero that is ``b``, with the derivative of it.
 
@@ -75,4 +84,4 @@ def joined(build: Builder, ring: Ring, a: Ref, b: Ref) -> Ref:
     return build.call("where", none, b, found)
 
 
-__all__ = ["RINGS", "SUM_PRODUCT", "Ring", "joined", "product", "reduced"]
+__all__ = ["RINGS", "SUM_PRODUCT", "Ring", "joined", "product", "reduced", "scaled"]

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from tenfuse.algebra.merge import merged
 from tenfuse.algebra.names import Names, original, rename
-from tenfuse.algebra.rings import SUM_PRODUCT, Ring, product, reduced
+from tenfuse.algebra.rings import SUM_PRODUCT, Ring, product, reduced, scaled
 from tenfuse.step.program import AxisName, Builder, Const, Input, Pointwise, Ref
 
 LIMIT = 64
@@ -155,11 +155,7 @@ class Algebra:
         return Sum(parts, None if value.offset is None else self.number(value.offset, scale))
 
     def number(self, ref: Ref, scale: float) -> Ref:
-        if scale == 1.0:
-            return ref
-        if scale == -1.0:
-            return self.build.call("neg", ref)
-        return self.build.call("mul", self.build.const(scale), ref)
+        return scaled(self.build, ref, scale)
 
     def coefficient(self, part: Part) -> Ref:
         """The factors of an uncontracted part as one node."""

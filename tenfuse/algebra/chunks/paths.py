@@ -28,7 +28,7 @@ from tenfuse.algebra.chunks.entries import picked, stacked
 from tenfuse.algebra.chunks.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.chunks.response import Linear
 from tenfuse.algebra.recurrence import Affine, Recurrence, Stage
-from tenfuse.algebra.rings import RINGS, joined, product, reduced
+from tenfuse.algebra.rings import RINGS, joined, product, reduced, scaled
 from tenfuse.step.program import AxisName, CarrySpec, Position, Ref
 
 Pair = tuple[Ref, Ref | None]
@@ -68,7 +68,9 @@ class ChunkedPaths:
         self.rows = ((self.member,) if several else ()) + self._mixed(reads)
         self.cols = tuple(lift.fresh(a) for a in self.rows)
         step = self._matrix(reads), self._offset(stage)
-        self.starts = [self.build.input("carry", j, self.axes) for j in self.carries]
+        self.scale = stage.scale
+        starts = [self.build.input("carry", j, self.axes) for j in self.carries]
+        self.starts = [scaled(self.build, start, 1 / self.scale) for start in starts]
         levels = self._up(step)
         self.whole = levels.pop()
         self.before = self._down(levels)
@@ -80,6 +82,7 @@ class ChunkedPaths:
         moved, back = aligned_to(self.build, read, self.axes, self.lift.fresh)
         states = self.after if read.after else self.before
         value = picked(self.build, states, self.member, self.carries.index(read.carry))
+        value = scaled(self.build, value, self.scale)
         return self.build.rename(self.lift.sums.product([*moved.factors, value], moved.bound), back)
 
     def split(self, read: Read) -> Linear | None:
@@ -96,6 +99,7 @@ class ChunkedPaths:
             found = self._product(picked(self.build, line, member, k), begun, tuple(column.values()))
             total = found if total is None else joined(self.build, self.ring, total, found)
         assert total is not None
+        total = scaled(self.build, total, self.scale)
         return self.build.rename(total, dict(zip(self.axes, self.names[i], strict=True)))
 
     # -- the tree -------------------------------------------------------------------------

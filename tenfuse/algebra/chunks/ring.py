@@ -30,7 +30,7 @@ from tenfuse.algebra.chunks.entries import picked
 from tenfuse.algebra.chunks.lift import Lift, Read, Unchunkable, aligned_to
 from tenfuse.algebra.chunks.response import Linear
 from tenfuse.algebra.recurrence import Stage
-from tenfuse.algebra.rings import RINGS, joined
+from tenfuse.algebra.rings import RINGS, joined, scaled
 from tenfuse.step.program import CarrySpec, Position, Ref, Scan, Shift
 
 _BEATS = {"max-plus": "gt", "min-plus": "lt"}
@@ -48,7 +48,9 @@ class ChunkedRing:
         self.axes = carries[self.carry].next_axes
         self.gate, self.offset = self._parts(stage)
         self.first = self.build.call("eq", self.build.add(Position(self.row)), self.build.const(0.0))
-        self.start = self.build.input("carry", self.carry, self.axes)
+        self.scale = stage.scale
+        start = self.build.input("carry", self.carry, self.axes)
+        self.start = scaled(self.build, start, 1 / self.scale)
         self.power = self._power()
         self.local = None if self.offset is None else self._scan(self.gate, self.offset)
         self.routed = self.local is not None and stage.semiring in _BEATS
@@ -59,6 +61,7 @@ class ChunkedRing:
     def read(self, read: Read) -> Ref:
         moved, back = aligned_to(self.build, read, self.axes, self.lift.fresh)
         value = self.states if read.after else self._where(self.first, self.start, self._earlier(self.states))
+        value = scaled(self.build, value, self.scale)
         return self.build.rename(self.lift.sums.product([*moved.factors, value], moved.bound), back)
 
     def split(self, read: Read) -> Linear | None:
@@ -66,6 +69,10 @@ class ChunkedRing:
         return None
 
     def final(self, carry: int) -> Ref:
+        return scaled(self.build, self._last(), self.scale)
+
+    def _last(self) -> Ref:
+        """The state after the chunk."""
         begun = self.build.call(self.ring.times, self._end(self.power), self.start)
         if self.local is None:
             return begun

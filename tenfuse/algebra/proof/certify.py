@@ -227,28 +227,37 @@ class _Split:
         for stage in self.recurrence.stages:
             for carry, update in zip(stage.carries, stage.updates, strict=True):
                 want, axes = self.nexts[carry], self.program.carries[carry].next_axes
-                self._same(self.affine(update, stage.semiring), want, axes, f"the update of carry {carry}")
+                self._same(
+                    self.affine(update, stage.semiring, stage.scale),
+                    want,
+                    axes,
+                    f"the update of carry {carry}",
+                )
             if stage.complex_pair:
                 self._complex(stage)
         for i, (spec, out) in enumerate(zip(self.program.outs, self.recurrence.outs, strict=True)):
             self._same(self.affine(out, "sum-product"), self.outs[i], spec.axes, f"output {i}")
 
-    def affine(self, update: Affine, semiring: str) -> Named:
-        """The sum of terms and offset in a semiring."""
+    def affine(self, update: Affine, semiring: str, scale: float = 1.0) -> Named:
+        """The sum of terms and offset in a semiring, of states that are ``scale`` times its values."""
         plus, times = SEMIRINGS[semiring]
         parts = [] if update.offset is None else [self.values[update.offset]]
         for term in update.terms:
-            value = self.product(times, (term.source, *term.factors))
+            value = self.product(times, (term.source, *term.factors), 1 / scale)
             absent = tuple(sorted(term.contracted - set(value[1])))
             axes = (*value[1], *absent)
             parts.append(self.run.reduce(plus, (self.run.expanded(value, axes), axes), term.contracted))
         total = parts[0] if parts else self.run.number(_NOTHING.get(semiring, 0.0))
         for part in parts[1:]:
             total = self.run.call(plus, total, part)
-        return total
+        return self._scaled(total, scale)
 
-    def product(self, times: str, refs: Sequence[Ref]) -> Named:
-        found = self.values[refs[0]]
+    def _scaled(self, value: Named, scale: float) -> Named:
+        return value if scale == 1.0 else self.run.call("mul", value, self.run.number(scale))
+
+    def product(self, times: str, refs: Sequence[Ref], scale: float = 1.0) -> Named:
+        """That of the values of ``refs``, the first of them scaled."""
+        found = self._scaled(self.values[refs[0]], scale)
         for ref in refs[1:]:
             found = self.run.call(times, self.values[ref], found)
         return found
