@@ -77,6 +77,15 @@ def test_cut_is_not_the_identity_but_passes_through_functions():
     assert f.equal(whole, parts)
 
 
+def test_the_cut_of_a_long_sum_may_be_nothing():
+    f = Field()
+    parts = [f.symbol() for _ in range(8)]
+    gaps = f.total(f.sub(x, _fn(f, "cut", x)) for x in parts)
+    name = f.named(gaps)
+    assert len(name.terms) == 1 and _fn(f, "cut", name) == ZERO
+    assert f.equal(f.mul(name, name), f.expanded(gaps, gaps))
+
+
 def test_constants_rounded_elsewhere_agree():
     f = Field()
     assert f.mul(f.const(0.9), f.const(0.1)) == f.const(0.9 * 0.1)

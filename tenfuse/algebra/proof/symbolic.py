@@ -237,6 +237,8 @@ def _cut_atom(f: Field, x: int) -> Poly:
     args = [_cut(f, a) for a in atom.args]
     if atom.kind == "inverse":
         return f.inverse(args[0])
+    if atom.kind == "named":
+        return f.named(args[0])  # x - cut(x) is long, and the cut of it nothing
     if atom.kind in ("exp", "log"):
         return (_exp if atom.kind == "exp" else _log)(f, args[0])
     if atom.kind == "texp":
