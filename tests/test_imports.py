@@ -81,11 +81,11 @@ BORDERS = {
 
 EDITS = {"erase_node", "replace_all_uses_with", "replace_input_with", "inserting_before", "inserting_after"}
 OWN_GRAPH = {
-    "step/normalize.py", "step/choice.py", "step/picks.py", "step/purify.py", "step/triangle.py",
+    "step/normalize.py", "step/choice.py", "step/picks.py", "step/purify.py", "step/matrices.py",
     "step/windows.py",
     "capture/ahead/replay.py",
     "capture/complete.py", "capture/detached.py", "capture/functional.py", "capture/growing.py",
-    "capture/likened.py", "capture/record.py",
+    "capture/indexing.py", "capture/likened.py", "capture/record.py",
 }  # fmt: skip
 """Edit graphs they have made themselves a moment before: nobody else holds those."""
 

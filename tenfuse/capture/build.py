@@ -14,6 +14,7 @@ from tenfuse.capture import families
 from tenfuse.capture.body import Body, Draft
 from tenfuse.capture.entering import FirstDiffers, Inputs, LastDiffers, NeedsHoisting
 from tenfuse.capture.families import FLIP
+from tenfuse.capture.iteration import worthwhile
 from tenfuse.capture.leaving import Results, results
 from tenfuse.capture.loop import BufferWrite, Carry, Final, Loop, Span, Stacked, Stream, ViewOp
 from tenfuse.capture.periods import Sequence
@@ -95,9 +96,12 @@ def build(seq: Sequence, ops: Operands, record: Record, segment: Segment) -> Bui
         except NeedsHoisting as need:
             hoisted |= _closure(seq, segment, need.position)
             continue
-        if not found.streams and not left.ys and found.carries:
-            raise found.refuse(reasons.FIXED_POINT, "", 0)
-        return _built(found, left)
+        built = _built(found, left)
+        alone = not (found.streams or left.ys) and found.carries
+        if alone and not worthwhile(built.loop.body.graph, found.runs):
+            said = "an iteration that takes no input: its operators are too few, or too large, to save time"
+            raise found.refuse(reasons.FIXED_POINT, said, 0)
+        return built
 
 
 __all__ = ["Built", "FirstDiffers", "LastDiffers", "build"]

@@ -19,8 +19,9 @@ from tenfuse.capture.body import Draft, Ref
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.periods import Sequence
 from tenfuse.capture.record import Record, put, written
-from tenfuse.capture.segment import FILLS, Operands, Segment, free_numbers, gathers
+from tenfuse.capture.segment import FILLS, SCALED, Operands, Segment, free_numbers, gathers
 from tenfuse.capture.views import basic_index, call, geometry, is_tensor, value_of
+from tenfuse.capture.writes import name_of
 from tenfuse.reasons import refuse, where
 
 _PICKS = {torch.where, torch.masked_fill, torch.lerp, "where", "masked_fill", "lerp"}
@@ -160,7 +161,9 @@ class Inputs:
         numbers: list[Any] = list(shape.numbers)
         if moving:
             if not set(moving) <= set(free_numbers(node, shape)):
-                raise self.refuse(self._index_code(j), "", j)
+                floats = any(isinstance(n[k], float) for k in moving for n in all_numbers)
+                said = f"a number given to {name_of(node)} changes from step to step" if floats else ""
+                raise self.refuse(self._index_code(j), said, j)
             for k in range(len(numbers)) if node.target in _BOUNDS else moving:
                 numbers[k] = self._number(j, tuple(n[k] for n in all_numbers))
         if node.target is torch.tensor and moving and not value_of(node).dim():
@@ -317,7 +320,8 @@ class Inputs:
         if whole and any(abs(n) > 2**24 for n in numbers) and dtype not in (torch.float64, torch.int64):
             raise self.refuse(reasons.NOT_AFFINE, "a large integer changes from step to step", j)
         alike = len({t.dtype for t in tensors}) == 1 and any(t.dim() for t in tensors)
-        if node.target not in FILLS and not (alike and (len(tensors) == 1 or node.target in _PICKS)):
+        several = node.target in _PICKS or SCALED.get(node.target) in node.kwargs
+        if node.target not in FILLS and not (alike and (len(tensors) == 1 or several)):
             raise self.refuse(reasons.NOT_AFFINE, "a number changes from step to step beside a scalar", j)
         return self._stream(numbers, (), 0, result.new_empty((), dtype=dtype))
 

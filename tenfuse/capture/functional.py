@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from tenfuse.capture import detached, growing, likened
+from tenfuse.capture import detached, growing, indexing, likened
 from tenfuse.capture.families import Box, sliced, whole
 from tenfuse.capture.loop import ViewOp
 from tenfuse.capture.nested import composed, flatten
@@ -58,6 +58,7 @@ class _Copier:
         for node in gm.graph.nodes:
             env[node] = self.graph.node_copy(node, lambda n: env[n])
         likened.settle(self.graph)
+        indexing.part(self.graph)
         written_to = [t for n in self.graph.nodes for t in targets_written(n)]
         overwritten = {storage_of(value_of(t)) for t in written_to}
         growing.flatten(self.graph, overwritten)

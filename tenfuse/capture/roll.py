@@ -25,7 +25,7 @@ from tenfuse.capture.associative import tree_loop, trees
 from tenfuse.capture.build import Built, FirstDiffers, LastDiffers, build
 from tenfuse.capture.complete import complete
 from tenfuse.capture.families import family
-from tenfuse.capture.loop import Loop, Span
+from tenfuse.capture.loop import Loop, Span, Stacked
 from tenfuse.capture.periods import Sequence, Stretch, stretches
 from tenfuse.capture.proof import prove
 from tenfuse.capture.record import Record, record, written
@@ -94,7 +94,7 @@ class _Finder:
         for stretch in found:
             if not self.taken[stretch.start : stretch.stop].all():
                 later += self._try(stretch)
-        for built in later:
+        for built in sorted(later, key=lambda b: _alone(b.loop)):  # an iteration inside a step is part of it
             self._claim(built)
         scans = [s for s in self.scans if isinstance(s, Kept)]
         seen: list[Loop | Kept] = [*self.loops, *scans, *self._kept()]
@@ -412,6 +412,11 @@ def _shape(node: fx.Node) -> object:
         first = next((value_of(a) for a in node.all_input_nodes[::-1]), None)
         value = first if isinstance(first, torch.Tensor) else None
     return tuple(key_of(s) for s in value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def _alone(loop: Loop) -> bool:
+    """Whether the steps read and leave nothing but their state."""
+    return not (loop.streams or loop.writes or any(isinstance(u, Stacked) for u in loop.uses.values()))
 
 
 def _view(node: fx.Node) -> bool:

@@ -2,8 +2,9 @@
 
 Takes a tensor, the view operations that select the entries and their new value; leaves a
 new tensor, by ``select_scatter`` and ``slice_scatter`` along the chain of views, so that
-the step it stands in stays functional.  Views it cannot invert are written into a clone,
-which later stages refuse.
+the step it stands in stays functional; one value for all entries of a view that merges
+dimensions is chosen by a mask.  Views it cannot invert are written into a clone, which
+later stages refuse.
 """
 
 from __future__ import annotations
@@ -24,14 +25,28 @@ Simple = tuple[Callable[[torch.Tensor], torch.Tensor], Inverse]
 def scattered(base: torch.Tensor, views: Sequence[ViewOp], value: Any) -> torch.Tensor:
     """``base`` with the entries that ``views`` selects replaced by ``value`` (broadcast)."""
     chain: list[Simple] = []
-    part = base
+    part, merged = base, False
     for op in views:
         steps = _simple(op, part)
         if steps is None:
             return _overwritten(base, views, value)
         chain += steps
-        part = op.target(part, *op.args, **dict(op.kwargs))
+        shown = op.target(part, *op.args, **dict(op.kwargs))
+        merged = merged or (_name(op) in _MERGING and shown.dim() < part.dim())
+        part = shown
+    if merged and not (isinstance(value, torch.Tensor) and value.dim()):
+        # one value for all entries: a mask says which, and no entry of the state changes its place
+        mask = _write(torch.zeros(base.shape, dtype=torch.bool, device=base.device), chain, True)
+        single = torch.as_tensor(value, dtype=base.dtype, device=base.device)
+        return torch.where(mask, single, base)
     return _write(base, chain, value)
+
+
+_MERGING = ("view", "reshape", "flatten")
+
+
+def _name(op: ViewOp) -> str:
+    return op.target if isinstance(op.target, str) else getattr(op.target, "__name__", "")
 
 
 def _overwritten(base: torch.Tensor, views: Sequence[ViewOp], value: Any) -> torch.Tensor:
@@ -57,13 +72,15 @@ def _simple(op: ViewOp, base: torch.Tensor) -> list[Simple] | None:
     kwargs = dict(op.kwargs)
     if op.target is operator.getitem and not kwargs:
         return _index(op.args[0], base)
-    name = op.target if isinstance(op.target, str) else getattr(op.target, "__name__", "")
+    name = _name(op)
     if name in ("view", "reshape", "flatten", "unflatten", "squeeze"):
         return [_reshaped(op)]
     if name == "t" and base.dim() == 2:
         return [_transpose(0, 1)]
     if name == "permute" and not kwargs:
         return [_permuted(op.args if isinstance(op.args[0], int) else op.args[0])]
+    if name == "diagonal":
+        return _diagonal(base, *op.args, **kwargs) if base.dim() > 1 else None
     if name in ("transpose", "swapaxes", "unsqueeze", "select", "narrow") and not kwargs:
         known: dict[str, Callable[..., Simple]] = {
             "transpose": _transpose, "swapaxes": _transpose, "unsqueeze": _unsqueeze, "select": _select,
@@ -107,6 +124,21 @@ def _permuted(order: Sequence[int]) -> Simple:
     order = [d % len(order) for d in order]
     back = [order.index(d) for d in range(len(order))]
     return lambda x: x.permute(order), lambda x, y: y.permute(back)
+
+
+def _diagonal(base: torch.Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> list[Simple] | None:
+    """The main diagonal of square matrices, chosen by its positions."""
+    size = base.shape[dim1]
+    if offset != 0 or not isinstance(size, int) or base.shape[dim2] != size:
+        return None
+
+    def inverse(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        place = torch.arange(size, device=x.device)
+        matrices = x.movedim((dim1, dim2), (-2, -1))
+        chosen = torch.where(place == place[:, None], y.unsqueeze(-1), matrices)
+        return chosen.movedim((-2, -1), (dim1, dim2))
+
+    return [(lambda x: x.diagonal(0, dim1, dim2), inverse)]
 
 
 def _index(index: Any, base: torch.Tensor) -> list[Simple] | None:

@@ -29,6 +29,12 @@ ARITHMETIC = {
 }  # fmt: skip
 """Operations whose number operands may take any value at each step."""
 
+SCALED = {
+    torch.add: "alpha", torch.sub: "alpha", torch.addcmul: "value", torch.addcdiv: "value",
+    "add": "alpha", "sub": "alpha", "addcmul": "value", "addcdiv": "value",
+}  # fmt: skip
+"""Operations of tensors with a number by name that scales one operand, or the product of two."""
+
 FILLS = {torch.full, torch.full_like, "new_full", detach_some}
 """The last operand may."""
 
@@ -36,7 +42,7 @@ FILLS = {torch.full, torch.full_like, "new_full", detach_some}
 def free_numbers(node: fx.Node, shape: Shape) -> range:
     """Which numbers of ``node`` may take any value at each step; the others are sizes, axes, indices."""
     count = len(shape.numbers)
-    if node.target in ARITHMETIC or gathers(node):
+    if node.target in ARITHMETIC or node.target in SCALED or gathers(node):
         return range(count)
     if node.target in FILLS:
         filler = node.kwargs.get("fill_value", node.args[-1])

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,11 +28,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tenfuse.capture.loop import Loop, detach_some
 from tenfuse.reasons import CARRY_CHANGES, RANDOM, UNSUPPORTED_OP, Refused, refuse, where
-from tenfuse.step.choice import unfold
+from tenfuse.step.choice import inlined, unfold
+from tenfuse.step.matrices import masked
 from tenfuse.step.picks import spell_out
 from tenfuse.step.purify import purify
 from tenfuse.step.sloped import sloped
-from tenfuse.step.triangle import masked
 from tenfuse.step.windows import around, slid
 
 aten = torch.ops.aten
@@ -74,6 +74,16 @@ _DETACH = {"detach", torch.detach, "detach_"}
 _FILLS = {torch.full: 0, "new_full": 1, torch.full_like: 0}
 """Calls that fill a tensor with a number -> which operand says its size."""
 
+_SCALES = ("alpha", "value")
+_BY: dict[str, Callable[..., torch.Tensor]] = {
+    "add": lambda s, input, other: input + s * other,
+    "sub": lambda s, input, other: input - s * other,
+    "addcmul": lambda s, input, tensor1, tensor2: input + s * tensor1 * tensor2,
+    "addcdiv": lambda s, input, tensor1, tensor2: input + s * tensor1 / tensor2,
+}
+_SCALED: dict[Any, Callable[..., torch.Tensor]] = {**_BY, **{getattr(torch, k): f for k, f in _BY.items()}}
+"""Calls whose number by name scales, where that is an entry of a tensor."""
+
 
 class _Body(fx.Interpreter):
     """Runs the body; cuts what is detached or made while gradients are off."""
@@ -110,6 +120,9 @@ class _Body(fx.Interpreter):
         """Calls that torch reads Python numbers in, where the step has an entry of a tensor of them;
         and padding around a circle, which torch traces as writes."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        scale = kwargs.get("alpha", kwargs.get("value"))
+        if n.target in _SCALED and isinstance(scale, torch.Tensor):
+            return _SCALED[n.target](scale, *args, **{k: v for k, v in kwargs.items() if k not in _SCALES})
         if n.target is torch._C._nn.pad:
             return around(*args, **kwargs)
         if n.target is detach_some:
@@ -224,24 +237,31 @@ def _feeding(nexts: Sequence[Any]) -> set[fx.Node]:
     return found
 
 
+_CONSTANTS = 64
+"""Entries of a constant of the body at most, such as a list that picks columns; more are a table."""
+
+
 def _materialise_constants(traced: fx.GraphModule) -> None:
-    """Scalar tensors that tracing lifted out of the body (torch.tensor(0.5)) become calls."""
+    """Small tensors that tracing lifted out of the body (torch.tensor(0.5), x[:, [2, 0]]) become calls."""
+    given = [n for n in traced.graph.nodes if n.op == "placeholder"][:1]
     for node in list(traced.graph.nodes):
         if node.op != "get_attr":
             continue
         value = getattr(traced, node.target)
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        if not isinstance(value, torch.Tensor) or not 0 < value.numel() <= _CONSTANTS:
             raise refuse(
                 UNSUPPORTED_OP, "the body holds a tensor constant; pass it in as a buffer", where(node)
             )
-        with traced.graph.inserting_before(node):
-            number = value.reshape(()).tolist()
-            made = traced.graph.call_function(
-                aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "device": value.device}
-            )
-        made.meta = dict(node.meta)
+        entries = value.flatten().tolist()
+        made = inlined(node, given, _spelled_out, entries, value.shape, value.dtype, value.device)
         node.replace_all_uses_with(made)
         traced.graph.erase_node(node)
+
+
+def _spelled_out(*given: Any) -> torch.Tensor:
+    entries, shape, dtype, device = given[-4:]
+    single = [torch.full((), e, dtype=dtype, device=device) for e in entries]
+    return (torch.stack(single) if len(single) > 1 else single[0]).reshape(shape)
 
 
 _BY_STRIDES = {aten.as_strided.default, aten.as_strided_.default, aten.as_strided_scatter.default}

@@ -100,6 +100,8 @@ class _Reader:
         self.values: dict[fx.Node, Any] = {}
         self.places: dict[str, list[Placed]] = {"carry": [], "stream": [], "invariant": []}
         self.inside = set(parts.inside)
+        self.asked = ""
+        """The operator of the step that is read, of which others may be parts."""
 
     def run(self) -> Step:
         for i, node in zip(self.step.live, self.step.carries, strict=True):
@@ -155,9 +157,14 @@ class _Reader:
         if not _integers(node):
             return False
         mine = (*self.parts.inside, *self.step.carries)
-        return kind == "carry" or node in self.step.nexts or any(
-            _integers(u) or any(a is not node and a in mine and _integers(a) for a in u.all_input_nodes)
-            for u in node.users if u in self.inside
+        return (
+            kind == "carry"
+            or node in self.step.nexts
+            or any(
+                _integers(u) or any(a is not node and a in mine and _integers(a) for a in u.all_input_nodes)
+                for u in node.users
+                if u in self.inside
+            )
         )
 
     def _view(self, dims: Any, key: Key, part: int | None) -> View:
@@ -190,7 +197,7 @@ class _Reader:
         return View(tuple(names), tuple(steps), tuple(sorted(offset.items())), part)
 
     def _compute(self, node: fx.Node) -> None:
-        self.space.site = node.name
+        self.space.site, self.asked = node.name, spelled(node.target)
         try:
             self.values[node] = self._call(node.target, node.args, node.kwargs, node.meta.get("val"), node)
         except Refused as refused:
@@ -232,10 +239,10 @@ class _Reader:
         """The value of a node through torch's decomposition of its operator."""
         operator_: Any = node.target
         if any(a.target is aten.sym_size.int and a in self.inside for a in node.all_input_nodes):
-            raise refuse(UNSUPPORTED_OP, f"{node.target} by a dynamic size of the state")
+            raise refuse(UNSUPPORTED_OP, f"{self.asked} by a dynamic size of the state")
         table = {**core_aten_decompositions(), **get_decompositions([operator_])}
         if node.target not in table:
-            raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
+            raise refuse(UNSUPPORTED_OP, f"{self.asked} of the state has no rule over named axes")
         tensors = [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)]
 
         def run(*given: torch.Tensor) -> Any:
@@ -248,9 +255,9 @@ class _Reader:
             with torch.no_grad(), fake_mode(values):
                 small = make_fx(run, decomposition_table=table, _allow_non_fake_inputs=True)(*values)
         except RuntimeError as error:  # a dynamic size that is a number of the decomposition
-            raise refuse(UNSUPPORTED_OP, f"{node.target} of the state cannot be taken apart") from error
+            raise refuse(UNSUPPORTED_OP, f"{self.asked} of the state cannot be taken apart") from error
         if any(n.target is node.target for n in small.graph.nodes):
-            raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
+            raise refuse(UNSUPPORTED_OP, f"{self.asked} of the state has no rule over named axes")
         holders = [n for n in small.graph.nodes if n.op == "placeholder"]
         for holder, tensor in zip(holders, tensors, strict=True):
             self.values[holder] = self._argument(tensor)
@@ -262,7 +269,7 @@ class _Reader:
                 )
             elif inner.op == "output":
                 return self._argument(inner.args[0])
-        raise refuse(UNSUPPORTED_OP, f"{node.target} of the state has no rule over named axes")
+        raise refuse(UNSUPPORTED_OP, f"{self.asked} of the state has no rule over named axes")
 
     def _carries(self) -> list[CarrySpec]:
         """Every piece of every carry with its next value."""
@@ -291,6 +298,12 @@ class _Reader:
                 view = self._view(value.dims, key, part if is_complex else None)
                 outs.append(OutSpec(ref, view.axes))
                 places.append(Placed(node, view))
+
+
+def spelled(target: Any) -> str:
+    """An operator as its users know it: ``linalg_inv`` for ``aten.linalg_inv_ex.default``."""
+    name = str(getattr(target, "overloadpacket", target)).rpartition(".")[2]
+    return name.strip("_").removesuffix("_ex").removesuffix("_with_indices")
 
 
 def _integers(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from nearly import B, D, T, codes, inputs, steps, x_h
 from stepwise import check
@@ -121,6 +122,32 @@ def test_fixed_point_iteration():
 
     harness = check(f, *inputs((D, D), (B, D)))
     assert not harness.loops and codes(harness) == ["TF108"]
+
+
+@pytest.mark.parametrize("size, fused", [(D, True), (512, False)])
+def test_iteration_is_fused_where_calls_cost_more_than_work(size, fused):
+    def f(a, z):
+        for _ in range(24):
+            z = a @ z
+            z = z / z.norm()
+        return z @ (a @ z)
+
+    harness = check(f, *inputs((size, size), (size,)))
+    assert len(harness.loops) == fused and codes(harness) == ([] if fused else ["TF108"])
+
+
+def test_an_iteration_inside_a_step_is_part_of_it():
+    def f(x, w):
+        out = []
+        for t in range(T):
+            z = torch.zeros_like(x[:, t])
+            for _ in range(20):
+                z = torch.tanh(z * w + x[:, t])
+            out.append(z)
+        return torch.stack(out, 1)
+
+    harness = check(f, *inputs((B, T, D), (D,)))
+    assert [loop.steps for loop in harness.loops] == [T] and not harness.loops[0].carries
 
 
 def test_loop_over_depth():

@@ -63,12 +63,12 @@ def _line(f, *shapes):
     return loop.code, int(loop.where.rpartition(":")[2]) - f.__code__.co_firstlineno
 
 
-def test_a_diagonal_is_kept_at_its_line():
+def test_a_diagonal_beside_the_main_one_is_kept_at_its_line():
     def f(x):
         s, o = torch.zeros(B, D, D), []
         for t in range(T):
             s = s * 0.9 + x[:, t, :, None]
-            s.diagonal(dim1=1, dim2=2).add_(1.0)
+            s.diagonal(1, dim1=1, dim2=2).add_(1.0)
             o.append(s.sum(1))
         return torch.stack(o, 1)
 
