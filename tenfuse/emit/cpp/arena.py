@@ -52,6 +52,10 @@ class Array:
         """The line that fills the array with zeros."""
         return f"memset({pointer or self.name}, 0, sizeof({self.ctype}) * {self.size});"
 
+    def ones(self, pointer: str = "") -> str:
+        """The line that fills the array with ones."""
+        return f"for (int64_t z = 0; z < {self.size}; z++) {pointer or self.name}[z] = 1;"
+
 
 class Arena:
     """Arrays one after the other from ``base`` on, in the order they were asked for."""

@@ -15,7 +15,7 @@ from tenfuse.emit.cpp import ahead
 from tenfuse.emit.cpp.access import Access
 from tenfuse.emit.cpp.memory import Memory
 from tenfuse.emit.cpp.step import following, nests, pointers
-from tenfuse.emit.cpp.task import Task, first_sums, saved
+from tenfuse.emit.cpp.task import Task, first_sums, restored
 from tenfuse.step.program import AxisName, Input, Ref, StepProgram
 from tenfuse.step.whole import whole_inputs
 
@@ -82,7 +82,8 @@ class History:
         for i, carry in enumerate(self.forward.carries):
             if self.memory.operands.place("save", i) is not None:
                 state = self.arrays[i].access(carry.axes)
-                lines += saved(self.memory, i, carry.axes, state, False, "z")
+                lines += restored(self.memory, i, carry.axes, state, "z")
+        lines += [self.arrays[i].ones() for i in self.settled.state_scales.values()]
         return lines + first_sums(
             self.memory,
             self.timing,

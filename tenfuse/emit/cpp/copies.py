@@ -15,7 +15,7 @@ from tenfuse.emit.cpp.nest import NestWriter
 from tenfuse.emit.cpp.schedule import Scheduler
 from tenfuse.emit.cpp.settle import Settled
 from tenfuse.emit.cpp.shape import Nest, Store
-from tenfuse.step.program import AxisName, CarrySpec, Input, Pointwise, StepProgram
+from tenfuse.step.program import AxisName, CarrySpec, Input, Node, Pointwise, StepProgram
 
 
 def copy(
@@ -26,13 +26,19 @@ def copy(
     unroll: int = 0,
     add: bool = False,
     whole: bool = False,
+    number: tuple[Access, tuple[AxisName, ...]] | None = None,
 ) -> list[str]:
-    """Lines that copy one tensor of a task, one of integers if ``whole``, or add it to what is there."""
-    turned = None if add or whole else _turned(settled, axes, source, target)
+    """Lines that copy one tensor of a task, one of integers if ``whole``, or add it to what is there.
+
+    It is multiplied by ``number``, which lies somewhere over some of its axes.
+    """
+    turned = None if add or whole or number else _turned(settled, axes, source, target)
     if turned is not None:
         return turned
     spaces = settled.spaces
-    nodes = (Input("carry", 0, axes), *((Pointwise("whole", (0,)),) if whole else ()))
+    places = [source, *([number[0]] if number else [])]
+    nodes: tuple[Node, ...] = (Input("carry", 0, axes), *((Pointwise("whole", (0,)),) if whole else ()))
+    nodes += (Input("state", 0, number[1]), Pointwise("mul", (0, 1))) if number else ()
     value = len(nodes) - 1
     program = StepProgram(nodes, settled.sizes(), (CarrySpec(axes, value, axes),), ())
     kernel = dataclasses.replace(settled.kernel, program=program, recompute=None, operands=())
@@ -44,7 +50,7 @@ def copy(
     order = sorted(local - {x}, key=lambda a: spaces.axes[a].id) + ([x] if x else [])
     store = Store(value, local, ("sum" if add else "copy", 0))
     nest = Nest(order, x, {x: unroll} if x and unroll else {}, [], [store])
-    return NestWriter(scheduler, nest, lambda r: source, lambda s: target).text()
+    return NestWriter(scheduler, nest, lambda r: places[r], lambda s: target).text()
 
 
 def _turned(settled: Settled, axes: tuple[AxisName, ...], source: Access, target: Access) -> list[str] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tenfuse.emit.cpp import ahead
 from tenfuse.emit.cpp.memory import Memory
 from tenfuse.emit.cpp.step import following, pointers
-from tenfuse.emit.cpp.task import Task, saved
+from tenfuse.emit.cpp.task import Task, kept
 
 
 def forward(memory: Memory) -> list[str]:
@@ -39,9 +39,9 @@ def _saves(task: Task) -> list[str]:
     chunk = task.settled.kernel.checkpoint
     if not chunk:
         return lines
-    for i, carry in enumerate(task.program.carries):
+    for i in range(len(task.program.carries)):
         if task.operands.place("save", i) is not None:
-            lines += saved(task.memory, i, carry.axes, task.carry(i, carry.axes), True, f"r / {chunk}")
+            lines += kept(task, i, f"r / {chunk}")
     return [f"if (r % {chunk} == 0) {{", *lines, "}"] if lines else []
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 
 from tenfuse.emit.cpp.blocks import Entry, blocks
+from tenfuse.emit.cpp.deferred import units
 from tenfuse.emit.cpp.frame import Combo, Frame
 from tenfuse.emit.cpp.levels import Levels
 from tenfuse.emit.cpp.schedule import Scheduler
@@ -48,6 +49,7 @@ class NestWriter:
         self.frame, self.levels = Frame(scheduler, nest), Levels(scheduler, nest)
         self.values, self.write = Values(self.frame, read, write, adds), write
         self.sums = Sums(self.frame, self.levels, self.values)
+        self.units = units(scheduler.program, self.values.computed)
 
     def text(self) -> list[str]:
         self.frame.put("{")
@@ -70,7 +72,7 @@ class NestWriter:
         for ref in waiting:
             self.sums.declare(ref)
         if level < len(self.nest.order):
-            self._loops(level)
+            self._versions(level)
         self.sums.finish(done, waiting)
         for ref in self.levels.after[level]:
             for at in self.frame.combos(self.axes[ref]):
@@ -139,6 +141,17 @@ class NestWriter:
         """Every unrolled position of the open loops."""
         places = itertools.product(*(range(self.frame.count(a)) for a in order))
         return [dict(zip(order, each, strict=True)) for each in places]
+
+    def _versions(self, level: int) -> None:
+        """The inner loops; where products with a number are nothing in most steps, without them too."""
+        ones = {r for r in self.units if level == 0 and self.frame.level(r) == 0}
+        if not ones:
+            self._loops(level)
+            return
+        self.frame.put(f"if ({' && '.join(f'{self.frame.name(r, {})} == 1' for r in sorted(ones))}) {{")
+        for self.values.ones in (ones, set()):
+            self._loops(level)
+            self.frame.put("} else {" if self.values.ones else "}")
 
     def _loops(self, level: int) -> None:
         axis = self.nest.order[level]

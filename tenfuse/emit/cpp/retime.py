@@ -52,15 +52,10 @@ class Early:
     since: int
 
 
-def untimed(program: StepProgram) -> Early:
-    """``program`` as it is."""
-    return Early(program, None, len(program.carries))
-
-
-def early(program: StepProgram, kept: Sequence[Ref] = ()) -> Early:
-    """``program`` with every contraction carried over that can be, and the nodes ``kept``."""
+def early(program: StepProgram, kept: Sequence[Ref] = (), sums: bool = True) -> Early:
+    """``program`` with the nodes ``kept`` carried over and, with ``sums``, every contraction that can be."""
     stage = _stages(program)
-    found = [r for r in _live(program) if r in kept or _can_move(program, stage, r)]
+    found = [r for r in _live(program) if r in kept or (sums and _can_move(program, stage, r))]
     since = len(program.carries)
     if not found:
         return Early(program, None, since)
@@ -257,4 +252,4 @@ class _Names:
         return found
 
 
-__all__ = ["COSTLY", "Early", "early", "repeated", "shared", "untimed"]
+__all__ = ["COSTLY", "Early", "early", "repeated", "shared"]

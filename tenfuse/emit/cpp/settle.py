@@ -1,28 +1,31 @@
 """Which of a kernel's possible programs and layouts is written.
 
-Takes a ``Kernel`` and an ``Isa``; leaves ``Settled``: programs simplified, contractions taken
-a step early where that saves sweeps, axes divided and every state laid out.
+Takes a ``Kernel`` and an ``Isa``; leaves ``Settled``: programs simplified, decays deferred,
+contractions taken a step early where that saves sweeps, axes divided and every state laid out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
+from tenfuse.emit.cpp.deferred import Deferred, numbers, together
 from tenfuse.emit.cpp.isa import Isa
 from tenfuse.emit.cpp.preamble import cost
-from tenfuse.emit.cpp.retime import COSTLY, Early, early, repeated, shared, untimed
+from tenfuse.emit.cpp.retime import COSTLY, Early, early, repeated, shared
 from tenfuse.emit.cpp.schedule import Scheduler
 from tenfuse.emit.cpp.shape import Nest
 from tenfuse.emit.cpp.simplify import simplify
 from tenfuse.emit.cpp.spaces import Spaces, choose
 from tenfuse.plan.kernel import Kernel
-from tenfuse.step.program import AxisName, Pointwise, StepProgram
+from tenfuse.step.program import AxisName, Pointwise, Ref, StepProgram
 
 
 @dataclasses.dataclass(frozen=True)
 class Settled:
     """``main`` and ``again`` are the kernel's program and the one it recomputes; ``last`` and
-    ``state_last`` are the positions of the unit dimension of their carries."""
+    ``state_last`` are the positions of the unit dimension of their carries, ``scales`` and
+    ``state_scales`` the carries that are numbers which others are multiplied by."""
 
     kernel: Kernel
     isa: Isa
@@ -31,6 +34,8 @@ class Settled:
     state_last: dict[int, int]
     main: Early
     again: Early | None
+    scales: Mapping[int, int]
+    state_scales: Mapping[int, int]
 
     @property
     def lanes(self) -> int:
@@ -72,31 +77,45 @@ class Settled:
 def settle(kernel: Kernel, isa: Isa) -> Settled:
     """The programs and layouts that take the fewest vector iterations per step."""
     again = simplify(kernel.recompute) if kernel.recompute else None
-    kernel = dataclasses.replace(kernel, program=simplify(kernel.program), recompute=again)
-    options = [_laid_out(kernel, isa, *option) for option in _options(kernel)]
+    main, states = together(simplify(kernel.program), again)
+    options = [_laid_out(kernel, isa, main, states, *option) for option in _options(main, states)]
     return min(options, key=Settled.swept)
 
 
-def _options(kernel: Kernel) -> list[tuple[Early, Early | None]]:
+def _options(main: Deferred, states: Deferred | None) -> list[tuple[Early, Early | None]]:
     """Programs that compute the same: with contractions in their own step, or one early."""
+    agains: list[Early | None] = [None]
+    if states is not None:
+        agains = list(_timed(states.program, states))
+        kept = repeated(states.program, main.program)
+        agains += [next(_timed(states.program, states, kept, True))] if kept else []
     options: list[tuple[Early, Early | None]] = []
-    plain = untimed(kernel.recompute) if kernel.recompute else None
-    agains = [plain]
-    if kernel.recompute:
-        kept = repeated(kernel.recompute, kernel.program)
-        agains += [early(kernel.recompute)] + ([early(kernel.recompute, kept)] if kept else [])
     for again in agains:
-        reading = shared(kernel.program, again) if again else kernel.program
-        options += [(untimed(reading), again)] if again is plain or (again and again.first) else []
-        options += [(main, again)] if (main := early(reading)).first else []
+        reading = shared(main.program, again) if again else main.program
+        options += [(timed, again) for timed in _timed(reading, main)]
     return options
 
 
-def _laid_out(kernel: Kernel, isa: Isa, main: Early, again: Early | None) -> Settled:
+def _timed(
+    program: StepProgram, found: Deferred, kept: Sequence[Ref] = (), always: bool = False
+) -> Iterator[Early]:
+    """``program`` with what follows from added carries taken early, without sums and with them."""
+    early_ones = [*kept, *numbers(program, found.scales.values())]
+    if not always:
+        yield early(program, early_ones, sums=False)
+    whole = early(program, early_ones)
+    if always or len(whole.program.carries) > len(program.carries) + len(early_ones):
+        yield whole
+
+
+def _laid_out(
+    kernel: Kernel, isa: Isa, found: Deferred, states: Deferred | None, main: Early, again: Early | None
+) -> Settled:
     recompute = again.program if again else None
     kernel = dataclasses.replace(kernel, program=main.program, recompute=recompute)
     spaces, last, state_last = choose(kernel, isa)
-    return Settled(kernel, isa, spaces, last, state_last, main, again)
+    numbers_of = found.scales, states.scales if states else {}
+    return Settled(kernel, isa, spaces, last, state_last, main, again, *numbers_of)
 
 
 __all__ = ["Settled", "settle"]

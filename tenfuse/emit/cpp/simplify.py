@@ -184,12 +184,18 @@ class _Split:
         return bool(inner) and self._covers(axes, inner) and self._volume(inner) < self._volume(factors)
 
     def _in_the_way(self, axes: frozenset[AxisName], factors: tuple[Ref, ...]) -> bool:
-        """Whether factors without the contracted axes, left in, are multiplied at every entry."""
+        """Whether factors without the contracted axes, left in, are multiplied at every entry, or
+        to no fewer than the sums have."""
         inner = self._inner(axes, factors)
         outer = [f for f in factors if f not in inner]
         if not outer or not inner or not self._covers(axes, inner):
             return False
-        return all(self._volume([*outer, f]) == self._volume(factors) for f in inner)
+        if all(self._volume([*outer, f]) == self._volume(factors) for f in inner):
+            return True
+        # Numbers wait for the sum rather than the sum for a vector of products.
+        least = min(self._volume([f]) for f in inner)
+        sums = frozenset().union(*(self.build.axes[f] for f in factors)) - axes
+        return self._volume(outer) * 16 <= least and math.prod(self.program.sizes[a] for a in sums) <= least
 
     def _covers(self, axes: frozenset[AxisName], factors: tuple[Ref, ...]) -> bool:
         return axes <= frozenset().union(*(self.build.axes[f] for f in factors))

@@ -78,19 +78,21 @@ def _divisor(size: int, lanes: int, cap: int, wanted: int) -> int | None:
 
 
 def _state_entries(kernel: Kernel, skip: frozenset[AxisName], steps: int) -> int:
-    """Entries of state per task with the axes ``skip`` left out, the recomputed for so many steps."""
-    total = 0
-    size = kernel.program.sizes
-    for carry in kernel.program.carries:
-        total += math.prod(max(size[a], 1) for a in carry.axes if a not in skip)
-    for out in kernel.program.outs:
-        if out.accumulate:
-            total += math.prod(max(size[a], 1) for a in out.axes if a not in skip)
-    if kernel.recompute is not None:
-        size = kernel.recompute.sizes
-        for carry in kernel.recompute.carries:
-            total += steps * math.prod(max(size[a], 1) for a in carry.axes if a not in skip)
-    return total
+    """Entries of state per task with the axes ``skip`` left out, the recomputed for so many steps.
+
+    Numbers, one for each task, are no state to speak of.
+    """
+    program, again = kernel.program, kernel.recompute
+    held = [c.axes for c in program.carries] + [o.axes for o in program.outs if o.accumulate]
+    total = _entries(held, skip, program.sizes)
+    return total + (steps * _entries([c.axes for c in again.carries], skip, again.sizes) if again else 0)
+
+
+def _entries(
+    held: Iterable[tuple[AxisName, ...]], skip: frozenset[AxisName], sizes: Mapping[AxisName, int]
+) -> int:
+    inside = ([max(sizes[a], 1) for a in axes if a not in skip] for axes in held)
+    return sum(math.prod(extents) for extents in inside if extents)
 
 
 def _row_axis(

@@ -40,7 +40,9 @@ class Task:
             array = self.memory.held.array(carry.axes, self.settled.last.get(i), whole=("carry", i) in whole)
             self.arrays.append(array)
             self.heads.append(f"{array.ctype}* c{i} = {array.name};")
-            if self.operands.place("init", i) is None:
+            if i in self.settled.scales.values():
+                lines.append(array.ones(f"c{i}"))
+            elif self.operands.place("init", i) is None:
                 lines.append(array.clear(f"c{i}"))
             else:
                 source = self.operands.access("init", i, carry.axes)
@@ -76,6 +78,14 @@ class Task:
             lines.append(f"{{ {second.ctype}* e = c{i}; c{i} = d{i}; d{i} = e; }}")
         return [array.clear() for array in self.sums.values()], lines
 
+    def number(self, i: int) -> tuple[Access, tuple[AxisName, ...]] | None:
+        """Where the number lies that carry ``i`` is to be multiplied by, and its axes."""
+        if i not in self.settled.scales:
+            return None
+        number = self.settled.scales[i]
+        axes = self.program.carries[number].axes
+        return self.carry(number, axes), axes
+
     def home(self) -> list[str]:
         """Lines that bring every carry back to where a later turn of the task looks for it."""
         names = {i: self.arrays[i].name for i in self.swapped}
@@ -100,7 +110,8 @@ class Task:
             if self.operands.place("final", i) is not None:
                 target = self.operands.access("final", i, carry.axes)
                 source = self.carry(i, carry.axes)
-                lines += copy(self.settled, carry.axes, source, target, whole=self.arrays[i].whole)
+                whole, number = self.arrays[i].whole, self.number(i)
+                lines += copy(self.settled, carry.axes, source, target, whole=whole, number=number)
         for i, array in self.sums.items():
             axes = self.program.outs[i].axes
             if i in self.memory.shares.found:
@@ -136,25 +147,34 @@ def first_sums(
     return ["if (steps > 0) {", *pointers(memory, lines, time), *lines, "}"]
 
 
-def saved(
-    memory: Memory, i: int, axes: tuple[AxisName, ...], state: Access, out: bool, slot: str
-) -> list[str]:
-    """Copy a carry to its checkpoint ``slot``, or back."""
+def kept(task: Task, i: int, slot: str) -> list[str]:
+    """Lines that copy carry ``i`` to its checkpoint ``slot``."""
+    memory, axes = task.memory, task.program.carries[i].axes
+    place, outside, pointer, whole = _checkpoint(memory, i, axes, slot)
+    if ahead.paged(memory.operands, outside, place):
+        outside = dataclasses.replace(outside, far="away")
+    number = task.number(i)
+    lines = copy(memory.settled, axes, task.carry(i, axes), outside, whole=whole, number=number)
+    return ["{", pointer, *lines, "}"]
+
+
+def restored(memory: Memory, i: int, axes: tuple[AxisName, ...], state: Access, slot: str) -> list[str]:
+    """Lines that copy it back."""
+    _, outside, pointer, whole = _checkpoint(memory, i, axes, slot)
+    return ["{", pointer, *copy(memory.settled, axes, outside, state, whole=whole), "}"]
+
+
+def _checkpoint(
+    memory: Memory, i: int, axes: tuple[AxisName, ...], slot: str
+) -> tuple[int, Access, str, bool]:
+    """The operand that a carry is saved in, where, the definition of the pointer to it, and
+    whether it is of integers."""
     place = memory.operands.place("save", i)
     assert place is not None, f"the kernel has no operand for save {i}"
-    outside = memory.operands.access("save", i, axes)
-    whole = memory.settled.kernel.operands[place].dtype == "i64"
-    kind = memory.operands.ctype(memory.settled.kernel.operands[place])
-    number = outside.pointer[1:]
-    if out and ahead.paged(memory.operands, outside, place):
-        outside = dataclasses.replace(outside, far="away")
-    source, target = (state, outside) if out else (outside, state)
-    return [
-        "{",
-        f"{kind}* const {outside.pointer} = p{number} + ({slot}) * s{place}_0;",
-        *copy(memory.settled, axes, source, target, whole=whole),
-        "}",
-    ]
+    operand, outside = memory.settled.kernel.operands[place], memory.operands.access("save", i, axes)
+    start = f"p{outside.pointer[1:]} + ({slot}) * s{place}_0"
+    pointer = f"{memory.operands.ctype(operand)}* const {outside.pointer} = {start};"
+    return place, outside, pointer, operand.dtype == "i64"
 
 
-__all__ = ["Task", "first_sums", "saved"]
+__all__ = ["Task", "first_sums", "kept", "restored"]

@@ -37,6 +37,8 @@ class Values:
         self.read, self.write, self.adds = read, write, adds
         self.whole = frame.scheduler.whole
         self.computed = frame.scheduler.computed(frame.nest) - frame.nest.kept
+        self.ones: set[Ref] = set()
+        """Numbers that are known to be one in the loops being written."""
 
     def define(self, ref: Ref, at: Combo) -> None:
         node, axes = self.nodes[ref], self.axes[ref]
@@ -97,6 +99,13 @@ class Values:
             left, right = (self.number(a, at, vector) for a in node.args)
             return f"{left} {COMPARE[node.fn]} {right}"
         numbers = [self.number(a, at, vector) for a in node.args]
+        if self._skipped(ref):
+            return numbers[node.args[0] in self.ones]
+        if node.fn == "add" and vector and any(self._skipped(a) for a in node.args):
+            # An addition beside a product takes other units of the processor than a multiply-add.
+            numbers = [
+                n if self._skipped(a) else f"once({n})" for a, n in zip(node.args, numbers, strict=True)
+            ]
         if node.fn == "isnan":
             return f"is_nan({numbers[0]})"
         if node.fn == "pow":
@@ -104,6 +113,11 @@ class Values:
             if isinstance(power, Const) and power.value in (1.0, 2.0, 3.0):
                 return " * ".join([numbers[0]] * int(power.value))
         return expression(node.fn, numbers)
+
+    def _skipped(self, ref: Ref) -> bool:
+        """Whether a product is by a number known to be one."""
+        node = self.nodes[ref]
+        return isinstance(node, Pointwise) and node.fn == "mul" and bool(self.ones & set(node.args))
 
     def load(self, access: Access, axes: frozenset[AxisName], at: Combo) -> str:
         address, stride, count = self.frame.address(access, at)
