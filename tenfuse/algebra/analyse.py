@@ -15,6 +15,7 @@ from tenfuse.algebra.classify import Evidence, classify, linear, whole
 from tenfuse.algebra.freeze import Draft, frozen
 from tenfuse.algebra.logplus import LogPlus
 from tenfuse.algebra.mirror import Mirror
+from tenfuse.algebra.multiples import Multiples
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.algebra.rings import RINGS, SUM_PRODUCT
 from tenfuse.algebra.scales import scale
@@ -64,13 +65,10 @@ def _semiring(chain: Cascade, build: Builder, k: int) -> Draft | None:
         if ring is SUM_PRODUCT:
             continue
         by = scale(program, carries) if name == "log-plus" else Fraction(1)
+        kind = {"log-plus": LogPlus, "or-and": Multiples}.get(name, Mirror)
+        trial = kind(program, build, carries, given, ring=ring, scale=by)
         try:
-            if name == "log-plus":
-                soft = LogPlus(program, build, carries, given, ring=ring, scale=by)
-                updates = tuple(soft.update(program.carries[i].next) for i in carries)
-            else:
-                trial = (Affine if name == "or-and" else Mirror)(program, build, carries, given, ring=ring)
-                updates = tuple(trial.value(program.carries[i].next) for i in carries)
+            updates = tuple(trial.update(program.carries[i].next) for i in carries)
         except Stuck:
             continue
         return Draft(carries, updates, "semiring", name, scale=float(by))

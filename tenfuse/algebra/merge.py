@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tenfuse.algebra.rings import SUM_PRODUCT, product
+from tenfuse.algebra.rings import SUM_PRODUCT, joined, product
 from tenfuse.step.program import AxisName, Input, Ref
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _added(algebra: Algebra, one: Part, two: Part, shared: tuple[Ref, ...]) -> P
     scale = one.scale if abs(one.scale) == abs(two.scale) != 0 else 1.0
     a, b = _weighted(algebra, left, one.scale / scale), _weighted(algebra, right, two.scale / scale)
     sign = two.scale / scale == -1.0 and ring is SUM_PRODUCT
-    total = build.call("sub", a, _weighted(algebra, right, 1.0)) if sign else build.call(ring.plus, a, b)
+    total = build.call("sub", a, _weighted(algebra, right, 1.0)) if sign else joined(build, ring, a, b)
     return dataclasses.replace(one, factors=tuple(sorted((*shared, total))), scale=scale)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from tenfuse.algebra.merge import merged
 from tenfuse.algebra.names import Names, original, rename
-from tenfuse.algebra.rings import SUM_PRODUCT, Ring, product, reduced, scaled
+from tenfuse.algebra.rings import SUM_PRODUCT, Ring, joined, product, reduced, scaled
 from tenfuse.step.program import AxisName, Builder, Const, Input, Pointwise, Ref
 
 LIMIT = 64
@@ -178,8 +178,9 @@ class Algebra:
         if a.offset is None or b.offset is None:
             other = b.offset if b.offset is None or sign == 1.0 else self.number(b.offset, sign)
             return Sum(parts, other if a.offset is None else a.offset)
-        fn = self.ring.plus if sign == 1.0 else "sub"
-        return Sum(parts, self.build.call(fn, a.offset, b.offset))
+        if sign != 1.0:
+            return Sum(parts, self.build.call("sub", a.offset, b.offset))
+        return Sum(parts, joined(self.build, self.ring, a.offset, b.offset))
 
     def contract(self, value: Sum, axes: frozenset[AxisName]) -> Sum:
         """Reduce over ``axes``; a part that lacks one of them counts it as often as it is long."""

@@ -220,3 +220,34 @@ def test_a_quotient_of_sums_of_exponentials_under_a_logarithm():
     below = f.sub(x, y)  # may be negative, as what is above it
     ratio = call(f, "div", f.sub(x, z), below)
     assert not f.equal(f.add(call(f, "log", ratio), call(f, "log", below)), call(f, "log", f.sub(x, z)))
+
+
+def over_both(h, x, y, z):
+    return (torch.logaddexp(torch.logaddexp(h + x, y), z),)
+
+
+def over_gates(h, x, y, z):
+    return (torch.logaddexp(torch.logaddexp(h + x, y), h + z),)
+
+
+@pytest.mark.parametrize("update", [over_both, over_gates])
+def test_two_inputs_that_are_both_nothing(update):
+    """The normal form adds what the step adds one after the other: of two infinities, too."""
+    shape, nothing = torch.empty(B, K), torch.tensor(LOW, dtype=torch.float64)
+
+    def step(h, x, y, z):
+        return update(h, x, y, z), update(h, x, y, z)
+
+    program = analysed(step, [shape], [shape] * 3, [])[2].program
+    recurrence = analyse(program)
+    assert all(p.proved for p in proofs(program, recurrence))
+    for seed in range(4):
+        inits, xs, fixed = draw(program, 11, seed=seed)
+        inputs = inits, {i: torch.where(torch.rand_like(x) < 0.4, nothing, x) for i, x in xs.items()}, fixed
+        finals, ys = interpret.scan(program, *inputs, 11)
+        seeds = tuple([torch.randn_like(v) * v.isfinite() for v in group] for group in (finals, ys))
+        want = wanted(program, inputs, 11, seeds, torch.float64)
+        with torch.no_grad():
+            got = gradients(program, recurrence, 4, inputs, 11, seeds, torch.float64)
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g[w.isfinite()], w[w.isfinite()])
