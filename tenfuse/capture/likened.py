@@ -5,7 +5,8 @@ and the like read nothing of ``y`` but its dtype, device or sizes, names those i
 remains has one tensor operand, so it is seen as a view of that operand where it is one.
 Leaves alone what has sizes or a device that only a run can tell.  ``same`` says of a view
 whether it shows its operand entry by entry, as a conversion to the dtype it has already.
-What compared a state with None while it was traced has been answered, and goes.
+What compared a state with None while it was traced has been answered, and goes; so do sizes
+that are known, of which ``x[:, T - 1 - t]`` is full where ``T`` was dynamic before the loop over it.
 """
 
 from __future__ import annotations
@@ -30,12 +31,31 @@ _SHAPED = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
 
 def settle(graph: fx.Graph) -> None:
     """Edit ``graph``, which the caller made."""
+    _count(graph)
     for node in list(graph.nodes):
         if node.target in _COMPARISONS and not node.users and None in node.args and not is_tensor(node):
             graph.erase_node(node)
             continue
         if node.op == "call_method" and len(node.args) >= 2 and is_tensor(node.args[1]):
             _settle(node, value_of(node.args[1]))
+
+
+def _count(graph: fx.Graph) -> None:
+    """Sizes that Dynamo settled on, as a loop over them does, and what is computed from them, as numbers."""
+    known: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        value = value_of(node)
+        computed = getattr(node.target, "__module__", "") == "_operator" and node.all_input_nodes
+        if isinstance(value, torch.SymInt) or (computed and all(n in known for n in node.all_input_nodes)):
+            size = static(value)
+            if size is not None:
+                known[node] = size
+    for node in {u for n in known for u in n.users if u not in known and u.op != "output"}:
+        node.args = fx.map_arg(node.args, lambda n: known.get(n, n))
+        node.kwargs = fx.map_arg(node.kwargs, lambda n: known.get(n, n))
+    for node in reversed(known):
+        if not node.users and node.op == "call_function":
+            graph.erase_node(node)
 
 
 def _settle(node: fx.Node, other: torch.Tensor) -> None:

@@ -24,6 +24,7 @@ import torch
 import torch.fx as fx
 
 from tenfuse.reasons import UNSUPPORTED_OP, refuse, where
+from tenfuse.step.axes import hint
 from tenfuse.step.choice import inlined, replaced
 
 aten = torch.ops.aten
@@ -57,13 +58,14 @@ def _made(node: fx.Node, dependent: Collection[fx.Node]) -> fx.Node | None:
     return None
 
 
-def _few(node: fx.Node, *sizes: Any) -> None:
-    """Refuse to compare too many entries with an index."""
-    if not all(isinstance(s, int) for s in sizes):
+def _few(node: fx.Node, picks: Sequence[Any], along: Sequence[Any]) -> None:
+    """Refuse to compare too many entries with an index, or to count entries when run."""
+    if not all(isinstance(s, int) for s in along):
         said = f"{node.target} by the state along a dimension of dynamic size"
         raise refuse(UNSUPPORTED_OP, said, where(node))
-    if math.prod(sizes) > MOST:
-        said = f"{node.target} by the state, which compares {math.prod(sizes)} entries with an index"
+    compared = math.prod(map(hint, (*picks, *along)))
+    if compared > MOST:
+        said = f"{node.target} by the state, which compares {compared} entries with an index"
         raise refuse(UNSUPPORTED_OP, said, where(node))
 
 
@@ -101,7 +103,7 @@ def _gathered(node: fx.Node, source: Any, dim: int, index: Any) -> fx.Node | Non
     dim %= value.dim()
     if any(i != dim and a != b for i, (a, b) in enumerate(zip(value.shape, wanted.shape, strict=True))):
         return None
-    _few(node, *wanted.shape, value.shape[dim])
+    _few(node, wanted.shape, [value.shape[dim]])
 
     def run(a: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         entries, chosen = a.movedim(dim, -1).unsqueeze(dim), i.unsqueeze(-1)
@@ -135,7 +137,7 @@ def _picked(
     bound = [p for p, c in zip(places, compared, strict=True) if c]
     if not bound or value.dtype is torch.bool:
         return None
-    _few(node, *node.meta["val"].shape, *(value.shape[p] for p in bound))
+    _few(node, node.meta["val"].shape, [value.shape[p] for p in bound])
     rest = [p for p in range(value.dim()) if p not in places]
 
     def run(a: torch.Tensor, *every: torch.Tensor) -> torch.Tensor:
