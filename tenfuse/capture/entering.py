@@ -162,7 +162,8 @@ class Inputs:
         if moving:
             if not set(moving) <= set(free_numbers(node, shape)):
                 floats = any(isinstance(n[k], float) for k in moving for n in all_numbers)
-                said = f"a number given to {name_of(node)} changes from step to step" if floats else ""
+                user = "an assignment" if node.target in (written, put) else name_of(node)
+                said = f"a number given to {user} changes from step to step" if floats else ""
                 raise self.refuse(self._index_code(j), said, j)
             for k in range(len(numbers)) if node.target in _BOUNDS else moving:
                 numbers[k] = self._number(j, tuple(n[k] for n in all_numbers))
