@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection
 from fractions import Fraction
 
-from tenfuse.algebra.proof.symbols import constant
+from tenfuse.algebra.proof.polynomials import constant
 from tenfuse.step.program import Const, Contract, Input, Node, Pointwise, StepProgram, arguments
 
 _THROUGH = ("add", "sub", "where", "cut", "maximum", "minimum")

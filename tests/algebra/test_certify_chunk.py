@@ -12,8 +12,10 @@ from tenfuse.algebra.proof.certify_chunk import certify_chunk
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import adjoint
 from tenfuse.step.program import Input, Scan, Shift
+from tests.algebra.loops import program_of
 from tests.algebra.mutants import LINEAR, node_mutants
 from tests.algebra.mutants import program as step_program
+from tests.step.steps import sizes
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -116,3 +118,17 @@ def test_no_mutant_of_an_adjoint_is_proved():
             assert not found.proved and not found.unfinished, (i, node)
             tried += 1
     assert tried
+
+
+@pytest.mark.parametrize("bound", [lambda d: d.clamp(min=1.0), torch.relu, lambda d: d.exp()])
+def test_functions_of_a_product_with_a_sum_over_the_chunk(bound):
+    """A normaliser that is bounded: of four steps the sum is long enough to have a name."""
+
+    def step(s, n, q, k, v):
+        s, n = s + k[:, :, None] * v[:, None], n + k
+        return (s, n), ((s * q[:, :, None]).sum(1) / (bound((n * q).sum(-1, keepdim=True)) + 1.0),)
+
+    shapes = sizes((2, 3, 4), (2, 3)), sizes((2, 3), (2, 3), (2, 4))
+    program, _ = program_of("bounded", {"bounded": (step, *shapes, [])})
+    found = certify_chunk(program, analyse(program))
+    assert found.proved, found.note

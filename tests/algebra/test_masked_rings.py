@@ -9,8 +9,9 @@ from tenfuse.algebra.analyse import analyse
 from tenfuse.algebra.proof.certify import certify
 from tenfuse.algebra.proof.certify_adjoint import certify_adjoint
 from tenfuse.algebra.proof.certify_chunk import certify_chunk
+from tenfuse.algebra.proof.polynomials import ONE, ZERO
 from tenfuse.algebra.proof.symbolic import SYMBOLIC
-from tenfuse.algebra.proof.symbols import ONE, ZERO, Field
+from tenfuse.algebra.proof.symbols import Field
 from tenfuse.step import interpret
 from tenfuse.step.adjoint import adjoint
 from tests.algebra.chunks import draw, gradients, run

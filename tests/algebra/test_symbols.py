@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tenfuse.algebra.proof.evaluate import Evaluator, array
+from tenfuse.algebra.proof.polynomials import ONE, ZERO
 from tenfuse.algebra.proof.symbolic import SYMBOLIC
-from tenfuse.algebra.proof.symbols import ONE, ZERO, Field, GaveUp
+from tenfuse.algebra.proof.symbols import Field, GaveUp
 from tenfuse.algebra.proof.tiny import unknowns
 from tenfuse.step.functions import FUNCTIONS
 from tenfuse.step.program import Input, Pointwise, Position

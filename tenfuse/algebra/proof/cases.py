@@ -20,7 +20,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 
-from tenfuse.algebra.proof.symbols import Field, GaveUp, Number, Poly
+from tenfuse.algebra.proof.polynomials import Number, Poly
+from tenfuse.algebra.proof.symbols import Field, GaveUp
 from tenfuse.algebra.recurrence import Recurrence
 from tenfuse.step.program import Const, Pointwise, Ref
 

@@ -25,9 +25,10 @@ from functools import partial
 
 from tenfuse.algebra.proof.cases import by_cases, masked
 from tenfuse.algebra.proof.evaluate import SEMIRINGS, Array, Evaluator, Named, array
+from tenfuse.algebra.proof.polynomials import ZERO
 from tenfuse.algebra.proof.shrink import shrunk
 from tenfuse.algebra.proof.symbolic import same_exponentials
-from tenfuse.algebra.proof.symbols import ZERO, Field, GaveUp
+from tenfuse.algebra.proof.symbols import Field, GaveUp
 from tenfuse.algebra.proof.tiny import least_sizes, sizes_for, unknowns
 from tenfuse.algebra.recurrence import BLOCK, FORMS, Affine, Recurrence, Stage
 from tenfuse.step.program import AxisName, Input, Pointwise, Ref, StepProgram, arguments

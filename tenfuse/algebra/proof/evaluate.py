@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from tenfuse.algebra.proof.polynomials import ONE, ZERO, Poly
 from tenfuse.algebra.proof.symbolic import SYMBOLIC
-from tenfuse.algebra.proof.symbols import ONE, ZERO, Field, Poly
+from tenfuse.algebra.proof.symbols import Field
 from tenfuse.step.program import (
     AxisName,
     Const,

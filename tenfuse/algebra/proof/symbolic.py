@@ -11,12 +11,15 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from tenfuse.algebra.proof.symbols import ONE, ZERO, Field, Monomial, Number, Poly
+from tenfuse.algebra.proof.polynomials import ONE, ZERO, Monomial, Number, Poly
+from tenfuse.algebra.proof.symbols import Field
 from tenfuse.step.functions import FUNCTIONS
 
 Symbolic = Callable[..., Poly]
 _EXPANDED = 8
 """Powers up to this are multiplied out."""
+_SPELLED = 60
+"""So many terms an exponent may have for a product with a name in it to be multiplied out."""
 
 
 def number_of(value: Number) -> Poly:
@@ -96,7 +99,13 @@ def _sums(f: Field, a: Poly) -> Poly:
         m = names[0]
         inner = f.scaled(f.table[m[0][0]].args[0], a.terms[m])
         a = f.add(Poly({k: c for k, c in a.terms.items() if k != m}), inner)
-    return a
+    return f.spelled_out(a) if _length(f, a) <= _SPELLED else a
+
+
+def _length(f: Field, a: Poly) -> int:
+    """How many terms ``a`` has with the names in its products spelled out."""
+    names = {x: len(f.table[x].args[0].terms) for x in a.atoms() if f.table[x].kind == "named"}
+    return sum(math.prod(names[x] ** abs(e) for x, e in m if x in names) for m in a.terms)
 
 
 def _raised(atom: Poly, n: int) -> Poly:

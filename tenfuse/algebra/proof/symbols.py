@@ -1,4 +1,4 @@
-"""Exact symbolic numbers: Laurent polynomials over atoms, with rational coefficients.
+"""Exact symbolic numbers: polynomials over atoms, and what is known of the atoms.
 
 Takes sums, products, quotients and functions of such numbers; leaves their normal form.
 An atom is an input entry or a function applied to normal forms; equal arguments give the
@@ -15,8 +15,6 @@ Statements are about real numbers where every quotient and function is defined. 
 is one more unknown, but that a maximum with minus infinity is the other side, exp of it 0, and
 that it takes up what is added to it.  An infinity less itself, or times zero, is equal to nothing,
 not even to itself: where one side would be NaN, the two are not proved to be the same.
-A constant is the shortest fraction that the float is the rounding of (0.9 is 9/10), so that
-products of constants rounded elsewhere agree.
 Atoms are numbered, never named after anything in the user's program.
 """
 
@@ -28,11 +26,9 @@ import math
 import random
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import TypeAlias
 
-Monomial = tuple[tuple[int, int], ...]
-"""``((atom, exponent), ...)`` in the order of the atoms; exponents are not zero."""
-Number: TypeAlias = int | Fraction
+from tenfuse.algebra.proof.polynomials import ONE, ZERO, Monomial, Number, Poly, constant
+
 _PRIME = (1 << 61) - 1
 _TRUTHS, _POWER = 6, 64
 _SHORT, _NAMED = 6, 60
@@ -49,34 +45,6 @@ class GaveUp(Exception):
     """More work than allowed, or an expression has grown beyond what can be checked."""
 
 
-class Poly:
-    """``sum of coefficient * monomial``; equal ones are equal term by term.  Not to be changed."""
-
-    __slots__ = ("terms",)
-
-    def __init__(self, terms: dict[Monomial, Number]) -> None:
-        self.terms = terms
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Poly) and self.terms == other.terms
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self.terms.items()))
-
-    def number(self) -> Number | None:
-        """Its value if it is a constant."""
-        if not self.terms:
-            return 0
-        return self.terms.get(()) if len(self.terms) == 1 else None
-
-    def atoms(self) -> set[int]:
-        return {a for m in self.terms for a, _ in m}
-
-
-ZERO = Poly({})
-ONE = Poly({(): 1})
-
-
 @dataclasses.dataclass(frozen=True)
 class Atom:
     """``kind`` is "symbol", "inverse", "named" (a sum), "pole" (1/0), "exp", "log", "texp", "tlog" or
@@ -85,16 +53,6 @@ class Atom:
     kind: str
     args: tuple[Poly, ...] = ()
     boolean: bool = False
-
-
-def constant(value: float) -> Number:
-    """The fraction with the smallest denominator among those that round to ``value``."""
-    exact = Fraction(value)
-    for bound in (1, 100, 10**4, 10**6, 10**8):
-        near = exact.limit_denominator(bound)
-        if abs(near - exact) <= abs(exact) * Fraction(1, 1 << 50):
-            return int(near) if near.denominator == 1 else near
-    return exact
 
 
 class Field:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tenfuse.algebra.proof.symbols import LANES, ONE, UNFOLDED, Field, GaveUp, Poly
+from tenfuse.algebra.proof.polynomials import ONE, Poly
+from tenfuse.algebra.proof.symbols import LANES, UNFOLDED, Field, GaveUp
 
 FOLDED = ("inverse", "named")
 
