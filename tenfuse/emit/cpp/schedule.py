@@ -65,9 +65,7 @@ class Scheduler:
                 if isinstance(node, Contract) and i in live and self.turn[i] == stage:
                     groups.setdefault(tuple(sorted(self.axes[node.arg])), []).append(i)
             for space, refs in groups.items():
-                self.nests.append(
-                    self.shapes.nest(frozenset(space), refs, [self.contract_works[r] for r in refs])
-                )
+                self.nests.append(self.shapes.nest(frozenset(space), refs, [self._work(r) for r in refs]))
         for store, work in self._roots():
             self._place(store, work)
         i = 0
@@ -75,6 +73,15 @@ class Scheduler:
             back = self._resolve(i)
             i = i + 1 if back is None else back
         return self.nests
+
+    def _work(self, ref: Ref) -> Work:
+        """The sweep of a contraction; sums that it reads lie along the vector axis of their nests."""
+        work, node = self.contract_works[ref], self.program.nodes[ref]
+        assert isinstance(node, Contract)
+        leaves = sorted(closure(self.program, node.arg)[0])
+        homes = {r: n.x for n in self.nests for r in n.reductions if n.x in self.axes[r]}
+        loads = ((axes, homes.get(leaf, unit)) for leaf, (axes, unit) in zip(leaves, work.loads, strict=True))
+        return dataclasses.replace(work, loads=tuple(loads))
 
     def _roots(self) -> list[tuple[Store, Work]]:
         found = []
