@@ -109,12 +109,14 @@ class _Assembly:
         steps = streams[0].shape[0] if streams else self.loop.steps
         env = {h: v for h, v in zip(self.step.invariants, invariants, strict=True) if h is not None}
         env = self.runner.run(self.parts.static, env)
-        stacked = self._before(env, dict(zip(self.step.streams, streams, strict=True)))
+        given = dict(zip(self.step.streams, streams, strict=True))
+        stacked = self._before(env, given)
         finals: dict[int, torch.Tensor] = {}
         if self.core is not None:
             finals, exports = self._kernel(env, stacked, inits, steps)
             stacked |= exports
             stacked |= self._after(env, stacked)
+        env = env | self._once(env, given, finals, steps)
         last = [self._final(i, finals, env, stacked, steps) for i in range(len(self.loop.carries))]
         ys = [self._stack(y, env, stacked, steps) for y in self.step.ys]
         return [self._cut(n, v) for n, v in zip((*self.step.nexts, *self.step.ys), (*last, *ys), strict=True)]
@@ -166,7 +168,27 @@ class _Assembly:
 
     def _results(self) -> list[fx.Node]:
         live = set(self.step.live)
-        return [*self.step.ys, *(n for i, n in enumerate(self.step.nexts) if i not in live)]
+        nexts = (n for i, n in enumerate(self.step.nexts) if i not in live and n not in self.parts.once)
+        return [*self.step.ys, *nexts]
+
+    def _once(
+        self,
+        static: dict[fx.Node, Any],
+        streams: dict[fx.Node, torch.Tensor],
+        finals: dict[int, torch.Tensor],
+        steps: Any,
+    ) -> dict[fx.Node, torch.Tensor]:
+        """What the last step alone is asked for."""
+        if not self.parts.once:
+            return {}
+        known = {n: operator.getitem(s, self._last(steps)) for n, s in streams.items()}
+        known |= {self.step.nexts[i]: x for i, x in finals.items()}
+        found = self.runner.run(self.parts.once, {**static, **known})
+        return {n: found[n] for n in self.step.nexts if n in self.parts.once}
+
+    def _last(self, steps: Any) -> Any:
+        """The position of the last step in time."""
+        return 0 if self.loop.reverse else steps - 1
 
     def _after(
         self, static: dict[fx.Node, Any], stacked: dict[fx.Node, torch.Tensor]
@@ -239,7 +261,7 @@ class _Assembly:
         node = self.step.nexts[i]
         if node in static:
             return static[node]  # type: ignore[no-any-return]
-        return operator.getitem(stacked[node], 0 if self.loop.reverse else steps - 1)
+        return operator.getitem(stacked[node], self._last(steps))
 
 
 def _wide(parts: Fission) -> bool:

@@ -64,6 +64,10 @@ class Fission:
     """Nodes that depend on invariants alone: the same at every step."""
     dependent: frozenset[fx.Node]
     """Nodes that depend on the state."""
+    once: frozenset[fx.Node]
+    """Results of the last step alone, which follow from its streams and the final states, and all
+    that they are computed from.  Computed at every step, a value that the loop drops could give a
+    gradient that is not a number."""
 
 
 def weight(node: fx.Node) -> int:
@@ -106,14 +110,33 @@ def split(step: Aten, prices: Prices) -> Fission:
     core |= {
         u for n in core if not isinstance(n.meta.get("val"), torch.Tensor) for u in n.users if u in dependent
     }
-    results = [n for i, n in enumerate(step.nexts) if i not in step.live] + list(step.ys)
+    once = _once(step, static)
+    results = [n for i, n in enumerate(step.nexts) if i not in step.live and n not in once] + list(step.ys)
     results = [n for n in results if n in dependent]
-    after = [n for n in graph.nodes if n in dependent and n not in core and n.op == "call_function"]
+    wanted = ancestors(results, graph)
+    after = [n for n in graph.nodes if n in dependent & wanted and n not in core and n.op == "call_function"]
     taken, exports = _cut(step, core, after, results, prices)
     inside = core | taken
     inputs, absorbed = _absorb(step, inside, dependent, static, prices)
     order = [n for n in graph.nodes if n in inside or n in absorbed]
-    return Fission(tuple(order), tuple(inputs), tuple(exports), static, dependent)
+    return Fission(tuple(order), tuple(inputs), tuple(exports), static, dependent, once)
+
+
+def _once(step: Aten, static: frozenset[fx.Node]) -> frozenset[fx.Node]:
+    """``Fission.once``."""
+    ends = static | set(step.streams) | {step.nexts[i] for i in step.live}
+    found: set[fx.Node] = set()
+    for i, node in enumerate(step.nexts):
+        below: set[fx.Node] = set()
+        todo = [node] if i not in step.live and node not in ends and node not in step.ys else []
+        while todo:
+            n = todo.pop()
+            if n not in below and n not in ends:
+                below.add(n)
+                todo += n.all_input_nodes
+        if not below & set(step.carries):
+            found |= below
+    return frozenset(found)
 
 
 def _is_outer(node: fx.Node) -> bool:
