@@ -180,14 +180,13 @@ def _fetched(kernel: TileKernel, tensors: Sequence[Tensor], steps: int, traced: 
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
-    """Of distinct entries: an expanded dimension is one."""
-    found = 0
+    """Of distinct entries: an expanded dimension is one, and what enters in two shapes is one tensor."""
+    found: dict[tuple[Any, ...], int] = {}
     for x in tensors:
-        entries = 1
-        for size, stride in zip(x.shape, x.stride(), strict=True):
-            entries *= size if stride else 1
-        found += entries * x.element_size()
-    return found
+        steps = sorted((n, s) for n, s in zip(x.shape, x.stride(), strict=True) if n > 1 and s)
+        entries = math.prod(n for n, _ in steps)
+        found[x.data_ptr(), x.dtype, tuple(steps)] = (entries if x.numel() else 0) * x.element_size()
+    return sum(found.values())
 
 
 __all__ = ["PASSES", "Launch", "Pass", "launches"]
