@@ -122,7 +122,6 @@ class Judge:
         moved = [_double(run.values[name])[finite] - r for run in self._shaken]
         return math.sqrt(sum(_rms(m[m.isfinite()]) ** 2 for m in moved) / len(moved))
 
-
     def _grain(self) -> float:
         """The unit in which eager computes: float32's where a float64 model casts down inside."""
         unit, single = (torch.finfo(d).eps for d in (self.trial.own, torch.float32))

@@ -35,9 +35,7 @@ def run(calls, given, stored, outs, compute, scalar=False):
     unit, n = None if scalar else "d", given[0].numel()
     entered = [b.call("whole", b.input("stream", i, axes)) for i in range(len(given))]
     made = [OutSpec(call(b, entered), axes) for call in calls]
-    program = StepProgram(
-        tuple(b.nodes), {axes[0]: n}, (), tuple(made), frozenset({"b"} if scalar else ())
-    )
+    program = StepProgram(tuple(b.nodes), {axes[0]: n}, (), tuple(made), frozenset({"b"} if scalar else ()))
     results = [torch.empty(1, n, dtype=STORED[o]) for o in outs]
     operands = [Operand("stream", i, kind, axes, unit) for i, kind in enumerate(stored)]
     operands += [Operand("out", i, kind, axes, unit) for i, kind in enumerate(outs)]

@@ -35,35 +35,34 @@ def is_stand_in(variable: Any) -> bool:
 
 
 class Watched(ListVariable):  # type: ignore[misc]
-    """A list while a step is tried.
+    """A list while a step is tried; what the step does to it is written down in its ``Held``."""
 
-    ``_seen``: someone looked at more of it than stand-ins, and entries of this step, counted from its end.
-    ``_looked``: someone looked at these.  ``_read``, ``_written``: by the number of the step.
-    ``_old``: the entries it had before the step.
-    """
+    @property
+    def held(self) -> Held:
+        return self.__dict__["_held"]  # type: ignore[no-any-return]
 
     @property
     def items(self) -> list[Any]:  # type: ignore[override]
-        self.__dict__["_seen"] = True
-        return self.__dict__["_items"]  # type: ignore[no-any-return]
+        self.held.seen = True
+        return self.held.after
 
     def append(self, tx: Any, entry: Any) -> None:
         tx.output.side_effects.mutation(self)
-        self.__dict__["_items"].append(entry)
+        self.held.after.append(entry)
 
     def length(self) -> int:
         """How many entries it had before the step."""
-        return int(self.__dict__["_old"])
+        return len(self.held.before)
 
     def read(self) -> list[Any]:
         """The entries as they were, of which the step takes one by its number."""
-        self.__dict__["_read"] = True
-        return self.__dict__["_original"]  # type: ignore[no-any-return]
+        self.held.read = True
+        return self.held.original
 
     def write(self, tx: Any, places: tuple[int, ...], entry: Any) -> None:
         """Put ``entry`` in a place that is another in every step."""
         tx.output.side_effects.mutation(self)
-        self.__dict__["_written"].append((places, entry))
+        self.held.written.append((places, entry))
 
     def call_method(self, tx: Any, name: str, args: Any, kwargs: Any) -> Any:
         known = len(args) == 1 and not kwargs and self.is_mutable()
@@ -77,11 +76,11 @@ class Watched(ListVariable):  # type: ignore[misc]
         return super().call_method(tx, name, args, kwargs)
 
     def getitem_const(self, tx: Any, arg: Any) -> Any:
-        entries, old = self.__dict__["_items"], self.__dict__["_old"]
+        entries, old = self.held.after, self.length()
         at: Any = arg.as_python_constant() if isinstance(arg, ConstantVariable) else None
         counted = type(at) is int and -len(entries) <= at < 0
         if counted and (len(entries) + at >= old or is_stand_in(entries[at])):
-            self.__dict__["_looked"] = True
+            self.held.looked = True
             return entries[at]
         return super().getitem_const(tx, arg)
 
@@ -100,28 +99,27 @@ class Held:
     original: list[Any]
     before: list[Any]
     """Its entries, with stand-ins for tensors."""
-    after: list[Any] = dataclasses.field(default_factory=list)
+    after: list[Any]
+    """The same, as the step changes them."""
     seen: bool = False
+    """Someone looked at more of it than stand-ins, and entries of this step, counted from its end."""
     looked: bool = False
+    """Someone looked at these."""
     read: bool = False
+    """An entry was read by the number of the step."""
     written: list[tuple[tuple[int, ...], Any]] = dataclasses.field(default_factory=list)
     """Entries put in by the number of the step, and where in every step."""
 
     @staticmethod
     def watch(variable: Any, entries: list[Any]) -> Held:
-        held = Held(variable, variable.__dict__.pop("items"), entries)
+        held = Held(variable, variable.__dict__.pop("items"), entries, list(entries))
         variable.__class__ = Watched
-        variable.__dict__.update(
-            _items=list(entries), _old=len(entries), _original=held.original,
-            _seen=False, _looked=False, _read=False, _written=[],
-        )  # fmt: skip
+        # The tracer finds what a variable holds by walking the lists in its ``__dict__``.
+        variable.__dict__.update(_held=held, _entries=held.after)
         return held
 
     def release(self) -> None:
-        kept = self.variable.__dict__
-        self.after, self.written = kept.pop("_items"), kept.pop("_written")
-        self.seen, self.looked, self.read = kept.pop("_seen"), kept.pop("_looked"), kept.pop("_read")
-        del kept["_old"], kept["_original"]
+        del self.variable.__dict__["_held"], self.variable.__dict__["_entries"]
         self.variable.__class__ = ListVariable
         self.variable.items = self.after
 
