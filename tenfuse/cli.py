@@ -1,4 +1,4 @@
-"""The command line: ``tenfuse explain | check | bench | doctor``.
+"""The command line: ``tenfuse explain | check | bench | doctor | cache``.
 
 Takes arguments; leaves text, JSON or HTML on standard output and an exit status: 0, 1
 where the answer is no (a kept loop under ``--require-fused``, a failed check, something
@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--format", choices=("text", "json"), default="text")
     doctor.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     doctor.set_defaults(run=_doctor)
+
+    summary = "say what the kernel cache holds, prune it or clear it"
+    cache = commands.add_parser("cache", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    cache.add_argument("what", choices=("show", "prune", "clear"), nargs="?", default="show")
+    cache.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    cache.set_defaults(run=_cache)
     return parser
 
 
@@ -179,6 +185,24 @@ def _doctor(arguments: argparse.Namespace) -> int:
         for c in checks:
             _print_check(c)
     return 1 if any(c.ok is False for c in checks) else 0
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from tenfuse.runtime import prune
+    from tenfuse.runtime.cache import root
+    from tenfuse.tools.doctor import held, in_mib
+
+    home, allowed = root(), prune.bound()
+    gone: list[prune.Item] = []
+    if arguments.what == "clear" or (arguments.what == "prune" and allowed):
+        prune.sweep(home)
+        gone = prune.prune(home, 0 if arguments.what == "clear" else allowed)
+    if arguments.what != "show":
+        print(f"removed {held(gone)}")
+    print(f"holds   {held(prune.items(home))}")
+    print(f"bound   {in_mib(allowed) if allowed else 'none'} (TENFUSE_CACHE_SIZE)")
+    print(f"folder  {home}")
+    return 0
 
 
 def _print_check(check: Check) -> None:

@@ -209,6 +209,11 @@ QUARANTINED = _code(
     "a generated kernel computed wrong numbers on this device, or did not compile for it",
     "another version of Triton may compile it; please report this loop",
 )
+NO_PLACE = _code(
+    "TF405",
+    "a kernel could not be written to disk, or not be loaded from there",
+    "set TENFUSE_CACHE_DIR to a folder with room, where you may write files and load libraries",
+)
 # faults
 INTERNAL = _code(
     "TF901",

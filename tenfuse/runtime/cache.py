@@ -4,7 +4,8 @@ Takes a key (a hex digest over source, compiler, flags and CPU) and a way to bui
 the path of a shared library.  An entry is a folder with the source, the library and their
 digests, published by one atomic rename and verified at every read; a damaged entry is a
 miss and is replaced.  One builder per key at a time (a file lock, which a killed process
-releases); where locks do not exist, several build and the first rename wins.
+releases); where locks do not exist, several build and the first rename wins.  An entry may go at any
+moment (``prune``): who was given a path and finds nothing there asks again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tenfuse.runtime import prune
+
 SOURCE, LIBRARY, DIGEST = "kernel.cpp", "kernel.so", "digest"
-_STALE = 3600.0
-"""Seconds after which a temporary folder is taken to be left by a killed process."""
+_KERNEL = 2**17
+"""About what a source and a library take, in bytes."""
 
 
 def root() -> Path:
@@ -49,7 +51,7 @@ def key_of(*parts: str) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Put a file in place, of which others see all or nothing."""
-    handle, draft = tempfile.mkstemp(prefix="tmp-", dir=path.parent)
+    handle, draft = tempfile.mkstemp(prefix=prune.DRAFT, dir=path.parent)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
@@ -65,6 +67,7 @@ def lookup(key: str) -> Path | None:
     try:
         wanted = (entry / DIGEST).read_text()
         if wanted == _digest(entry):
+            prune.touch(entry)
             return entry / LIBRARY
     except (OSError, UnicodeDecodeError):
         return None
@@ -87,8 +90,8 @@ def _digest(folder: Path) -> str:
 
 def _publish(key: str, source: str, build: Callable[[Path, Path], None]) -> Path:
     home = root()
-    _sweep(home)
-    made = Path(tempfile.mkdtemp(prefix="tmp-", dir=home))
+    prune.before_writing(home, _KERNEL)
+    made = Path(tempfile.mkdtemp(prefix=prune.DRAFT, dir=home))
     try:
         (made / SOURCE).write_text(source)
         build(made / SOURCE, made / LIBRARY)
@@ -111,19 +114,8 @@ def _rename(made: Path, entry: Path) -> None:
         except OSError:
             if lookup(entry.name) is not None:
                 return
-            away = Path(tempfile.mkdtemp(prefix="tmp-", dir=entry.parent)) / "old"
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(entry, away)
-            shutil.rmtree(away.parent, ignore_errors=True)
+            prune.discard(entry)
     raise OSError(f"could not publish {entry}")
-
-
-def _sweep(home: Path) -> None:
-    """Remove temporary folders that a killed process left behind."""
-    for old in home.glob("tmp-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > _STALE:
-                shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

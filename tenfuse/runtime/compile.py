@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import errno
 import functools
+import logging
 import os
 import re
 import shutil
@@ -22,11 +24,14 @@ from typing import Any
 import torch
 
 from tenfuse.emit.cpp.isa import AVX2, AVX512, NEON, SSE, Isa
-from tenfuse.reasons import COMPILE_FAILED, NO_COMPILER, refuse
+from tenfuse.reasons import COMPILE_FAILED, NO_COMPILER, NO_PLACE, refuse
 from tenfuse.runtime import cache
 
+log = logging.getLogger("tenfuse")
 _LARGE = 60_000
 """Characters of source from which on compile time counts for more than the last per cent."""
+_TRIES = 4
+"""Another process may remove a kernel, to make room in the cache, before it is loaded."""
 
 FLAGS = (
     "-std=c++17",
@@ -106,12 +111,29 @@ def build(source: str) -> Path:
     key = cache.key_of(source, tool.path, tool.version, tool.macros, _level(source), " ".join(FLAGS))
     try:
         return cache.fetch(key, source, lambda text, library: _compile(tool, text, library))
-    except OSError:
-        # A cache that cannot be written (read-only, full, someone else's) must not stop a kernel.
-        folder = Path(tempfile.mkdtemp(prefix="tenfuse-"))
+    except OSError as error:  # read-only, full, or someone else's: it must not stop a kernel
+        return _uncached(tool, source, error)
+
+
+_homeless: list[tempfile.TemporaryDirectory[str]] = []
+"""Kernels that the cache did not take; gone when the process ends."""
+
+
+def _uncached(tool: Compiler, source: str, why: OSError) -> Path:
+    if not _homeless:
+        log.warning(
+            "tenfuse: kernels cannot be kept (%s), so that every process compiles them anew; "
+            "set TENFUSE_CACHE_DIR to a folder that can be written to",
+            why,
+        )
+    try:
+        _homeless.append(tempfile.TemporaryDirectory(prefix="tenfuse-", ignore_cleanup_errors=True))
+        folder = Path(_homeless[-1].name)
         (folder / cache.SOURCE).write_text(source)
         _compile(tool, folder / cache.SOURCE, folder / cache.LIBRARY)
-        return folder / cache.LIBRARY
+    except OSError as error:
+        raise refuse(NO_PLACE, f"a kernel could not be written to disk: {error}") from error
+    return folder / cache.LIBRARY
 
 
 def _level(source: str) -> str:
@@ -122,7 +144,12 @@ def _level(source: str) -> str:
 def _compile(tool: Compiler, text: Path, library: Path) -> None:
     level = _level(text.read_text())
     command = [tool.path, level, *FLAGS, "-o", str(library), str(text)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    except OSError as error:
+        raise refuse(NO_COMPILER, f"the C++ compiler {tool.path} does not run: {error.strerror}") from error
+    if done.returncode != 0 and os.strerror(errno.ENOSPC) in done.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(library.parent))
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if re.search(r"\berror\b", line)]
         what = (lines or done.stderr.splitlines() or ["no message"])[0]
@@ -139,9 +166,19 @@ def load(source: str) -> Any:
     """The kernel function of ``source``, one per process."""
     with _guard:
         if source not in _loaded:
-            library = ctypes.CDLL(str(build(source)))
-            function = library.kernel
+            function = _library(source).kernel
             function.restype = ctypes.c_int
             function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int]
             _loaded[source] = function
         return _loaded[source]
+
+
+def _library(source: str) -> ctypes.CDLL:
+    for _ in range(_TRIES):
+        path = build(source)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            if path.exists():
+                raise refuse(NO_PLACE, f"a kernel could not be loaded: {error}") from error
+    raise refuse(NO_PLACE, f"the kernel {path} went several times before it could be loaded")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from tenfuse.runtime import cache
+from tenfuse.runtime import cache, prune
 
 
 def recall(key: str) -> str | None:
@@ -25,6 +25,7 @@ def keep(key: str, text: str) -> None:
     folder = _folder()
     if folder is not None:
         with contextlib.suppress(OSError):
+            prune.before_writing(folder.parent, len(text))
             cache.write_atomically(folder / key, f"{cache.key_of(text)}\n{text}")
 
 
@@ -42,7 +43,10 @@ def _read(path: Path) -> str | None:
         digest, _, text = path.read_text().partition("\n")
     except (OSError, UnicodeDecodeError):
         return None
-    return text if digest == cache.key_of(text) else None
+    if digest != cache.key_of(text):
+        return None
+    prune.touch(path)
+    return text
 
 
 __all__ = ["keep", "recall"]

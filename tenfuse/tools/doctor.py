@@ -6,7 +6,6 @@ the compiler compiles a file that is then loaded, the cache directory is written
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import importlib.metadata
@@ -16,8 +15,12 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tenfuse.runtime.prune import Item
 
 _SOURCE = """
 #include <cmath>
@@ -107,21 +110,28 @@ def _compiler() -> Check:
 
 
 def _cache() -> Check:
+    from tenfuse.config import OptionError
     from tenfuse.runtime.cache import root
+    from tenfuse.runtime.prune import bound, items
 
     try:
-        folder = root()
+        folder, allowed = root(), bound()
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(b"tenfuse")
+    except OptionError as error:
+        return Check("cache", False, str(error))
     except OSError as error:
         return Check("cache", False, f"{error}: set TENFUSE_CACHE_DIR to a folder that can be written to")
-    entries = []
-    for path, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # another process just replaced it
-                entries.append(os.stat(os.path.join(path, name)).st_size)
-    size = sum(entries) / 2**20
-    return Check("cache", True, f"{folder}: {len(entries)} files, {size:.1f} MiB")
+    limit = f"of at most {in_mib(allowed)}" if allowed else "without a bound"
+    return Check("cache", True, f"{folder}: {held(items(folder))} {limit}")
+
+
+def held(some: Sequence[Item]) -> str:
+    return f"{len(some)} entries, {in_mib(sum(item.size for item in some))}"
+
+
+def in_mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def _cores() -> Check:

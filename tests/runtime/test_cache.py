@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tenfuse.reasons import Refused
-from tenfuse.runtime import cache, compile
+from tenfuse.runtime import cache, compile, prune
 
 SOURCE = 'extern "C" int kernel(char* const*, const long*, const long*, long steps, int) { return %d; }\n'
 
@@ -54,10 +54,10 @@ def test_many_processes(folder):
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert set(pool.map(_many, range(16))) == {b"\x7fELF"}
     assert len(entries(folder)) == 2
-    assert not list(folder.glob("tmp-*"))
+    assert not list(folder.glob(f"{prune.DRAFT}*"))
 
 
-def test_killed_in_the_middle(folder):
+def test_killed_in_the_middle(folder, monkeypatch):
     script = (
         "import time; from tenfuse.runtime import cache\n"
         "def slow(text, library):\n"
@@ -72,13 +72,14 @@ def test_killed_in_the_middle(folder):
     found = cache.fetch("k" * 64, "x", lambda text, library: library.write_bytes(b"whole"))
     assert found.read_bytes() == b"whole"
     assert time.time() - start < 5
-    left = list(folder.glob("tmp-*"))
+    left = list(folder.glob(f"{prune.DRAFT}*"))
     assert left, "the killed process leaves its folder"
     old = time.time() - 2 * 3600
     for path in left:
         os.utime(path, (old, old))
+    monkeypatch.setattr(prune, "_written", float("inf"))  # as in a process that has not looked yet
     cache.fetch("j" * 64, "x", lambda text, library: library.write_bytes(b"other"))
-    assert not list(folder.glob("tmp-*"))
+    assert not list(folder.glob(f"{prune.DRAFT}*"))
 
 
 def test_an_unwritable_cache_does_not_stop_a_kernel(tmp_path, monkeypatch):
