@@ -17,7 +17,12 @@ from tenfuse.report.report import LoopReport, Report
 
 
 def explain(model: Callable[..., Any], *, graphs: bool = False, **options: Any) -> Callable[..., Report]:
-    """``explain(model)(*args, **kwargs)``; ``graphs`` also keeps each graph before and after."""
+    """``explain(model)(*args, **kwargs)``: a ``Report`` of every loop over time, fused or kept.
+
+    The model runs once, eagerly; nothing is compiled.  ``graphs`` also keeps each graph before
+    and after; ``options`` are those of ``torch.compile``.  Raises what the model raises, and
+    ``OptionError`` for an unknown option.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Report:
         import torch

@@ -101,7 +101,12 @@ def assert_equivalent(
 
 
 def check(model: Callable[..., Any], **options: Any) -> Callable[..., Equivalence]:
-    """``check(model)(*args)``: the model as really compiled against float64; raises on failure."""
+    """``check(model)(*args)``: the model as really compiled against eager float64; a table of errors.
+
+    Outputs, changed inputs and all gradients are compared by the rule of ``assert_equivalent``.  Raises
+    ``NotEquivalent``, which holds the table, where one is too far off.  ``options`` are those of
+    ``torch.compile``.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Equivalence:
         return assert_equivalent(model, *args, kwargs=kwargs, options=options)
