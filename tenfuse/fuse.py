@@ -127,7 +127,8 @@ def _roles(plan: LoopPlan) -> dict[str, Any]:
     if plan.backward is None or plan.saving is None:
         return {"forward": plan.forward}
     found = {"forward": plan.saving, "backward": plan.backward.kernel}
-    return found | {product_role(n): kernel for n, (_, _, kernel) in enumerate(plan.backward.products)}
+    products = enumerate(kernel for _, _, kernel in plan.backward.products)
+    return found | {product_role(n): kernel for n, kernel in products if kernel is not None}
 
 
 __all__ = ["fuse", "kernels"]

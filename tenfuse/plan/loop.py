@@ -27,7 +27,7 @@ from tenfuse.step.axes import hint
 from tenfuse.step.program import AxisName, StepProgram, prune
 from tenfuse.step.reader import Placed
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the outputs of the operator change for one and the same plan."""
 
 CHUNK = 64
@@ -60,14 +60,14 @@ class Wanted:
 class Backward:
     """The backward kernel; ``covered`` streams have every entry of their gradient written.
 
-    ``products`` are kernels that sum, over time, the ``Product`` terms of the invariants'
-    gradients: (invariant, term, kernel).
+    ``products`` are the ``Product`` terms of the invariants' gradients, summed over time by a kernel
+    or, where that is None, by the matrix library: (invariant, term, kernel).
     """
 
     kernel: Kernel
     adjoint: Adjoint
     covered: tuple[bool, ...]
-    products: tuple[tuple[int, Product, Kernel], ...] = ()
+    products: tuple[tuple[int, Product, Kernel | None], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

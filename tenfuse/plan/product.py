@@ -2,16 +2,17 @@
 
 ``gathered`` takes an adjoint and leaves it with fewer sums.  The gradient of a matrix that
 every step multiplies by is a sum of outer products: ``products`` takes the adjoint and its
-kernel, and leaves one kernel per ``Product`` term of an invariant: a
+kernel, and leaves for every ``Product`` term of an invariant how it is summed.  Large matrices are
+left to the matrix library (None).  The others have a kernel: a
 program without a carry that multiplies the factors and adds up.  A step of it takes several
 steps of the loop: they are one more axis that is summed over, so that the sums stay in
-registers for longer than the few entries that one step of the loop adds.  (A matrix library
-would do the same, at half the speed where it does not use the widest vectors of the machine.)
+registers for longer than the few entries that one step of the loop adds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from tenfuse.plan.kernel import Kernel, Operand
 from tenfuse.step.adjoint import Adjoint, Product, Summed
@@ -25,14 +26,26 @@ ROWS = 256
 before they are added to memory."""
 
 
-def products(back: Adjoint, kernel: Kernel) -> tuple[tuple[int, Product, Kernel], ...]:
-    """``(invariant, term, kernel)`` for every ``Product`` term."""
+LARGE = 64 * 64
+"""Entries of a matrix from which on the library sums it."""
+
+
+def products(back: Adjoint, kernel: Kernel) -> tuple[tuple[int, Product, Kernel | None], ...]:
+    """``(invariant, term, kernel)`` for every ``Product`` term; no kernel where the library sums it."""
     return tuple(
-        (i, term, _summing(back, kernel, i, term))
+        (i, term, None if _large(back, i, term) else _summing(back, kernel, i, term))
         for i, terms in back.invariants.items()
         for term in terms
         if isinstance(term, Product)
     )
+
+
+def _large(back: Adjoint, i: int, term: Product) -> bool:
+    """Whether a term is a large matrix, each factor giving some of its axes."""
+    left, right = (set(back.program.outs[k].axes) for k in (term.left, term.right))
+    sides = [set(back.axes[i]) & own - other for own, other in ((left, right), (right, left))]
+    entries = [math.prod(back.program.sizes[a] for a in side) for side in sides]
+    return all(sides) and math.prod(entries) >= LARGE
 
 
 def gathered(back: Adjoint) -> Adjoint:

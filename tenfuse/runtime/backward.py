@@ -2,8 +2,8 @@
 
 Takes the tensors of ``tenfuse::loop_backward``; leaves gradients.  Where the gradient of an
 invariant is a sum of outer products over time, the adjoint kernel writes their factors and
-a second kernel sums them up.  The loop then runs in pieces of time, last piece first, so
-that the factors of a piece are still in the cache when they are read.
+a second kernel, or the matrix library, sums them up.  The loop then runs in pieces of time, last
+piece first, so that the factors of a piece are still in the cache when they are read.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ from tenfuse.runtime.bind import (
 )
 from tenfuse.runtime.frame import Frame
 from tenfuse.runtime.launch import DTYPES
+from tenfuse.runtime.matrices import Matrices
 from tenfuse.runtime.replay import Replays
 from tenfuse.runtime.totals import Totals
 from tenfuse.step.program import AxisName
 
 PIECE = 2 << 20
 """Bytes of factors that stay in a processor's cache until they are summed up."""
+
+_OFTEN = 8
+"""Bytes of factors in a piece per byte of the large matrices, which every piece lays out anew."""
 
 _replays = Replays()
 
@@ -94,6 +98,7 @@ class _Backward:
         bound = self._bound(grads, saves)
         factors = self._factors(max(time.stop - time.start for time, _ in pieces))
         totals = Totals(plan, sizes, self.frame, self.invariants, len(pieces))
+        matrices = Matrices(plan, sizes, self.frame, self.invariants)
         states = [viewed(grads[p.source], p, sizes, 0) for p in plan.carries]
         last = [viewed(self.carries[p.source], p, sizes, 0) for p in plan.carries]
         turns = [self._like(last) for _ in range(min(2, len(pieces) - 1))]
@@ -108,10 +113,14 @@ class _Backward:
             piece |= {("final", i): x for i, x in enumerate(after)}
             self._launch(self.kernel, "backward", piece, steps, self.dynamic)
             sums = totals.of("product", n)
-            for m in range(len(self.products)):
-                self._sum(m, piece, sums["product", m], steps)
+            for m, (_, _, kernel) in enumerate(self.products):
+                if kernel is None:
+                    matrices.add(m, piece)
+                else:
+                    self._sum(m, kernel, piece, sums["product", m], steps)
             totals.add(n)
             states = after
+        matrices.finish()
 
     def _bound(self, grads: Any, saves: Any) -> Bound:
         """Streams, invariants, saved states and the gradients of streams."""
@@ -160,7 +169,9 @@ class _Backward:
         entries = sum(math.prod(self.sizes[a] for a in self.back.program.outs[k].axes) for k in outs)
         chunk = self.kernel.checkpoint or 1
         size = DTYPES[self.kernel.compute].itemsize
-        return max(1, PIECE // max(entries * size, 1) // chunk) * chunk
+        large = {i for i, _, kernel in self.products if kernel is None}
+        matrices = sum(math.prod(self.sizes[a] for a in self.back.axes[i]) for i in large)
+        return max(1, max(PIECE, _OFTEN * matrices * size) // max(entries * size, 1) // chunk) * chunk
 
     def _factors(self, steps: int) -> dict[int, torch.Tensor]:
         """Room for what the adjoint writes at every step beside the gradients of streams."""
@@ -170,9 +181,9 @@ class _Backward:
             if k not in self.gradient_of and not out.accumulate
         }
 
-    def _sum(self, m: int, piece: Bound, total: torch.Tensor, steps: int) -> None:
+    def _sum(self, m: int, kernel: Kernel, piece: Bound, total: torch.Tensor, steps: int) -> None:
         """One product over a piece, as many steps at once as make at most ``ROWS``."""
-        i, term, kernel = self.products[m]
+        i, term, _ = self.products[m]
         over = summed_over(self.back, i, term)
         each, join = math.prod(self.sizes[a] for a in over), joined(kernel, over)
         most = max(1, min(ROWS // max(each, 1), steps))

@@ -91,6 +91,11 @@ class Frame:
             self.parts.append(Launch(launcher, numbers, steps, places))
         self.roles.append(role)
 
+    def clear(self, x: torch.Tensor) -> None:
+        """Scratch that starts at zero."""
+        number, start = self._starts[x.untyped_storage()._cdata]
+        self.parts.append(Zero(number, start, x.untyped_storage().nbytes()))
+
     def scratch_block(self) -> tuple[Made, ...]:
         """The one tensor that all scratch memory is a part of, if there is any."""
         block = Made(torch.Size([self._block]), (1,), torch.uint8, self._block)

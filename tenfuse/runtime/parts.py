@@ -101,6 +101,20 @@ class Added:
         self.target.view(tensors).add_(self.source.view(tensors).sum(self.dims))
 
 
-Part = Launch | Copied | Zero | Added
+@dataclasses.dataclass(frozen=True)
+class Multiplied:
+    """A sum of products of two tensors' entries, as ``torch.einsum`` writes it, added to a third."""
 
-__all__ = ["Added", "Copied", "Launch", "Made", "Part", "Run", "Spot", "Zero"]
+    equation: str
+    left: Spot
+    right: Spot
+    target: Spot
+
+    def __call__(self, starts: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
+        factors = [x.view(tensors).to(self.target.dtype) for x in (self.left, self.right)]
+        self.target.view(tensors).add_(torch.einsum(self.equation, *factors))
+
+
+Part = Launch | Copied | Zero | Added | Multiplied
+
+__all__ = ["Added", "Copied", "Launch", "Made", "Multiplied", "Part", "Run", "Spot", "Zero"]

@@ -51,6 +51,8 @@ class Totals:
                 if isinstance(term, Summed):
                     terms.setdefault((i, back.program.outs[term.out].axes), []).append(("out", term.out))
         for n, (i, _, kernel) in enumerate(plan.backward.products):
+            if kernel is None:
+                continue
             terms.setdefault((i, kernel.program.outs[0].axes), []).append(("product", n))
         self.groups: list[_Group] = []
         self.places: dict[Key, tuple[_Group, int]] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from tenfuse.emit.cpp.access import Access
-from tenfuse.emit.cpp.nest import NestWriter
+from tenfuse.emit.cpp.nest import TEAM, NestWriter
 from tenfuse.emit.cpp.schedule import Scheduler
 from tenfuse.emit.cpp.settle import Settled
 from tenfuse.emit.cpp.shape import Nest, Store
@@ -27,12 +27,15 @@ def copy(
     add: bool = False,
     whole: bool = False,
     number: tuple[Access, tuple[AxisName, ...]] | None = None,
+    team: bool = False,
 ) -> list[str]:
     """Lines that copy one tensor of a task, one of integers if ``whole``, or add it to what is there.
 
-    It is multiplied by ``number``, which lies somewhere over some of its axes.
+    It is multiplied by ``number``, which lies somewhere over some of its axes.  A ``team`` of threads
+    shares the work.  With ``unroll``, so many vectors lie together where the target is a panel.
     """
-    turned = None if add or whole or number else _turned(settled, axes, source, target)
+    block = unroll * settled.lanes
+    turned = None if add or whole or number else _turned(settled, axes, source, target, block, team)
     if turned is not None:
         return turned
     spaces = settled.spaces
@@ -50,39 +53,51 @@ def copy(
     order = sorted(local - {x}, key=lambda a: spaces.axes[a].id) + ([x] if x else [])
     store = Store(value, local, ("sum" if add else "copy", 0))
     nest = Nest(order, x, {x: unroll} if x and unroll else {}, [], [store])
-    return NestWriter(scheduler, nest, lambda r: places[r], lambda s: target).text()
+    return NestWriter(scheduler, nest, lambda r: places[r], lambda s: target, team=team).text()
 
 
-def _turned(settled: Settled, axes: tuple[AxisName, ...], source: Access, target: Access) -> list[str] | None:
+def _turned(
+    settled: Settled, axes: tuple[AxisName, ...], source: Access, target: Access, block: int, team: bool
+) -> list[str] | None:
     """Lines that copy a tensor square by square; None where one axis serves both places, or
-    an axis of a square is shorter than a vector."""
+    an axis of a square is shorter than a vector, or of a length that only the launch knows."""
     spaces, lanes = settled.spaces, settled.lanes
     sides = [[a for a, s in place.dims if s == "1"] for place in (source, target)]
-    if len(sides[0]) != 1 or len(sides[1]) != 1 or sides[0] == sides[1] or source.panel or target.panel:
+    if len(sides[0]) != 1 or len(sides[1]) != 1 or sides[0] == sides[1] or source.panel:
         return None
     (along,), (across,) = sides
     extents = {a: spaces.axes[a].extent for a in spaces.local(axes)}
     if any(isinstance(e, int) and e < lanes for e in (extents[along], extents[across])):
+        return None
+    if team and not all(isinstance(e, int) or e.startswith("N") for e in extents.values()):
         return None
     steps, strides = dict(source.dims), dict(target.dims)
     names = {a: f"i{spaces.axes[a].id}" for a in extents}
     whole = {a: f"({extents[a]}) / {lanes} * {lanes}" for a in (along, across)}
 
     def at(place: Access) -> str:
-        return " + ".join([place.pointer, *(f"{names[a]} * {s}" for a, s in place.dims)])
+        terms = [f"{names[a]} * {s}" for a, s in place.dims if not place.panel or a != across]
+        if place.panel:
+            name = names[across]
+            terms.append(f"{name} / {block} * {block} * {place.panel} + {name} % {block}")
+        return " + ".join([place.pointer, *terms])
 
     def loop(a: AxisName, start: str, end: str, stride: int) -> str:
         return f"for (int64_t {names[a]} = {start}; {names[a]} < {end}; {names[a]} += {stride})"
 
     others = [loop(a, "0", str(extents[a]), 1) for a in sorted(extents) if a not in (along, across)]
     single = f"  st1({at(target)}, ld1({at(source)}));"
+    each = [TEAM] if team and not others else []
     return [
         "{",
+        *([TEAM] if team and others else []),
         *others,
         "{",
+        *each,
         loop(across, "0", whole[across], lanes),
         loop(along, "0", whole[along], lanes),
         f"  square({at(target)}, {strides[along]}, {at(source)}, {steps[across]});",
+        *each,
         loop(across, "0", str(extents[across]), 1),
         loop(along, f"{names[across]} < {whole[across]} ? {whole[along]} : 0", str(extents[along]), 1),
         single,

@@ -23,19 +23,22 @@ def entry(memory: Memory) -> str:
             'extern "C" int kernel(char* const* P, const int64_t* S, const int64_t* N,',
             "                      int64_t steps, int threads) {",
             *(f"  {line}" for line in lines),
+            *(f"  {line}" for line in _common(memory)),
             "  #pragma omp parallel num_threads(threads) if (threads > 1)",
             "  {",
+            *(["    pack(P, S, N, common);"] if memory.packs.common.arrays else []),
             "    void* memory = 0;",
             "    if (posix_memalign(&memory, 64, (size_t)need * sizeof(T)) != 0) {",
             "      #pragma omp atomic write",
             "      failed = 1;",
             "      memory = 0;",
             "    }",
-            *(f"    {line}" for line in (_turns(memory) if memory.together else _each(shared))),
+            *(f"    {line}" for line in (_turns(memory) if memory.together else _each(memory, shared))),
             "    settle();",
             *(f"    {line}" for line in memory.shares.gather()),
             "    free(memory);",
             "  }",
+            *(["  free(common);"] if memory.packs.common.arrays else []),
             *(["  free(shares);"] if shared else []),
             "  return failed;",
             "}",
@@ -44,11 +47,24 @@ def entry(memory: Memory) -> str:
     )
 
 
-def _each(shared: bool) -> list[str]:
+def _common(memory: Memory) -> list[str]:
+    """Lines that take the memory of the copies that all tasks read."""
+    if not memory.packs.common.arrays:
+        return []
+    failed = "free(shares); return 1;" if memory.shares.order else "return 1;"
+    return [
+        "T* common = 0;",
+        f"if (posix_memalign((void**)&common, 64, (size_t)({memory.packs.common.need()} + W) * sizeof(T)) != 0)"
+        f" {{ {failed} }}",
+    ]
+
+
+def _each(memory: Memory, shared: bool) -> list[str]:
     """Lines that run one task after the other."""
     # Shares are summed thread by thread: equal chunks keep the result the same at every call.
     schedule = "static" if shared else "dynamic, 1"
     share = "shares + omp_get_thread_num() * total" if shared else "0"
+    share += ", common" if memory.packs.common.arrays else ""
     return [
         f"#pragma omp for schedule({schedule})",
         "for (int64_t task = 0; task < tasks; task++)",
@@ -59,6 +75,7 @@ def _each(shared: bool) -> list[str]:
 def _turns(memory: Memory) -> list[str]:
     """Lines that give every thread a run of tasks, in which tasks of one group take turns."""
     chunk = max(1, memory.settled.kernel.checkpoint)
+    common = ", common" if memory.packs.common.arrays else ""
     return [
         "#pragma omp for schedule(static)",
         "for (int64_t w = 0; w < threads; w++) {",
@@ -67,7 +84,7 @@ def _turns(memory: Memory) -> list[str]:
         "    to = (from / group + 1) * group < end ? (from / group + 1) * group : end;",
         f"    for (int64_t turn = (steps + {chunk - 1}) / {chunk}; turn >= -1; turn--)",
         "      for (int64_t task = from; task < to; task++)",
-        "        run(P, S, N, L, steps, task, (T*)memory, shares + w * total,",
+        f"        run(P, S, N, L, steps, task, (T*)memory, shares + w * total{common},",
         "            (T*)memory + room + (task - from) * each, turn);",
         "  }",
         "}",

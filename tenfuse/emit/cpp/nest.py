@@ -20,6 +20,10 @@ from tenfuse.emit.cpp.values import Read, Values, Write
 from tenfuse.step.program import AxisName, Ref
 
 
+TEAM = "#pragma omp for schedule(static)"
+"""Before a loop that the threads share."""
+
+
 class Once:
     """What has been written already, by its position along the axes it has."""
 
@@ -35,7 +39,11 @@ class Once:
 
 
 class NestWriter:
-    """Writes one nest; ``read(ref)`` and ``write(store)`` say where values lie."""
+    """Writes one nest; ``read(ref)`` and ``write(store)`` say where values lie.
+
+    A ``team`` of threads shares the outermost loop; where its length is only known at launch, one
+    of them does it all.
+    """
 
     def __init__(
         self,
@@ -44,14 +52,19 @@ class NestWriter:
         read: Read,
         write: Write,
         adds: frozenset[tuple[str, int]] = frozenset(),
+        team: bool = False,
     ) -> None:
         self.scheduler, self.nest, self.axes = scheduler, nest, scheduler.axes
         self.frame, self.levels = Frame(scheduler, nest), Levels(scheduler, nest)
         self.values, self.write = Values(self.frame, read, write, adds), write
         self.sums = Sums(self.frame, self.levels, self.values)
         self.units = units(scheduler.program, self.values.computed)
+        fixed = nest.order and isinstance(scheduler.spaces.axes[nest.order[0]].extent, int)
+        self.team, self.alone = bool(team and fixed), bool(team and not fixed)
 
     def text(self) -> list[str]:
+        if self.alone:
+            self.frame.put("#pragma omp single")
         self.frame.put("{")
         self.frame.depth += 1
         for ref in self.nest.reductions:
@@ -163,6 +176,8 @@ class NestWriter:
             self._block(level, axis, head, entries)
 
     def _block(self, level: int, axis: AxisName, head: str, entries: list[Entry]) -> None:
+        if self.team and level == 0:
+            self.frame.put(TEAM if head else "#pragma omp single")
         self.frame.put(f"{head} {{".strip())
         self.frame.depth += 1
         self.frame.bind[axis] = entries
@@ -172,4 +187,4 @@ class NestWriter:
         self.frame.put("}")
 
 
-__all__ = ["NestWriter"]
+__all__ = ["TEAM", "NestWriter"]

@@ -87,10 +87,12 @@ class Operands:
                 n += 1
         return lines
 
-    def heads(self) -> list[str]:
-        """Definitions of the pointers to where a task's part begins."""
+    def heads(self, names: str | None = None) -> list[str]:
+        """Definitions of the pointers to where a task's part begins, of those that ``names`` uses."""
         lines = []
         for (place, axes), number in self.pointers.items():
+            if names is not None and not uses(names, f"p{number}"):
+                continue
             operand = self.kernel.operands[place]
             first = 1 if timed(self.kernel, operand) else 0
             kind = self.ctype(operand)

@@ -1,7 +1,8 @@
 """Invariants: read where they lie, or from a copy laid out for the nest that reads them.
 
 Takes ``Settled``, the ``Operands`` and the ``Arena``; leaves an ``Access`` per invariant and
-nest, and the lines that fill the copies before the first step.
+nest, and the lines that fill the copies before the first step.  What is the same for all tasks
+is copied once for all threads, each of them copying a part; the rest is each task's own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Packs:
 
     def __init__(self, settled: Settled, operands: Operands, arena: Arena) -> None:
         self.settled, self.operands, self.arena = settled, operands, arena
+        self.common = Arena(settled.spaces, settled.lanes, "common", "common")
+        """The copies that all tasks read."""
         self.made: dict[Key, Array] = {}
         programs = [p for p in (settled.kernel.program, settled.kernel.recompute) if p is not None]
         self.whole = frozenset[tuple[str, int]]().union(*map(whole_inputs, programs))
@@ -44,14 +47,21 @@ class Packs:
         if panel and x is not None:
             key: Key = (index, axes, x, panel)
             if key not in self.made:
-                self.made[key] = self.arena.array(axes, axes.index(x), grain=panel, whole=whole)
+                self.made[key] = self._arena(axes).array(axes, axes.index(x), grain=panel, whole=whole)
             return self.made[key].panels(axes, x, panel)
         if self._lies_well(index, axes, x if x in local else None):
             return self.operands.access("constant", index, axes)
         key = (index, axes, x if x in local else None, 0)
         if key not in self.made:
-            self.made[key] = self.arena.along(axes, key[2], whole)
+            self.made[key] = self._arena(axes).along(axes, key[2], whole)
         return self.made[key].access(axes)
+
+    def _arena(self, axes: tuple[AxisName, ...]) -> Arena:
+        """Where a copy over these axes lies: with all tasks' if no task has a part of an axis."""
+        return self.common if self._same(axes) else self.arena
+
+    def _same(self, axes: tuple[AxisName, ...]) -> bool:
+        return all(self.settled.spaces.axes[a].kind == "full" for a in axes)
 
     def _lies_well(self, index: int, axes: tuple[AxisName, ...], x: AxisName | None) -> bool:
         """Whether the tensor itself serves a nest with the vector axis ``x``."""
@@ -77,14 +87,16 @@ class Packs:
         whole = int(spaces.axes[str(x)].extent)
         return block if len(local) > 1 and whole > block and volume * 4 >= PANEL_BYTES else 0
 
-    def fill(self) -> list[str]:
-        """Lines that fill the copies."""
+    def fill(self, common: bool) -> list[str]:
+        """Lines that fill the copies that all tasks read, all threads together, or a task's own."""
         lines: list[str] = []
         for (index, axes, x, panel), array in self.made.items():
+            if self._same(axes) != common:
+                continue
             source = self.operands.access("constant", index, axes)
             target = array.panels(axes, x, panel) if panel and x else array.access(axes)
             unroll = panel // self.settled.lanes
-            lines += copy(self.settled, axes, source, target, unroll, whole=array.whole)
+            lines += copy(self.settled, axes, source, target, unroll, whole=array.whole, team=common)
         return lines
 
 

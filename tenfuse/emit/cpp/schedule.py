@@ -114,7 +114,7 @@ class Scheduler:
         """Into the first nest that has the scope and the values; else into a new one."""
         for i, nest in enumerate(self.nests):
             level = self.shapes.store_level(nest, store)
-            if level is None or not self._vector_fits(nest, store, work):
+            if level is None or not self._vector_fits(nest, store, work) or self._full(nest, store):
                 continue
             if self._available(i, store.ref, level, {}):
                 nest.stores.append(store)
@@ -122,6 +122,11 @@ class Scheduler:
         nest = self.shapes.nest(store.axes, [], [work])
         nest.stores.append(store)
         self.nests.append(nest)
+
+    def _full(self, nest: Nest, store: Store) -> bool:
+        """Whether the sums of a nest take the registers that computing the store from them would need."""
+        tile = len(nest.reductions) * math.prod(nest.unroll.get(a, 1) for a in nest.order)
+        return tile >= 8 and store.ref not in nest.reductions and self._depends_here(nest, store.ref)
 
     def _vector_fits(self, nest: Nest, store: Store, work: Work) -> bool:
         """Whether the nest's vector axis suits the store as well as its own choice would."""

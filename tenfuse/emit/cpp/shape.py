@@ -125,7 +125,7 @@ class Shapes:
         if row is not None and self.spaces.axes[row].capacity != 1:
             # Without carries tasks have rows enough for tall tiles, in which a row's entry, that
             # a multiply-add can read from memory in all lanes, is read for fewer vectors.
-            rows = 4 if self.program.carries else 8
+            rows = 8
             most = max(1, min(most, budget // (rows * count)))
         return _parts(vectors, most)
 

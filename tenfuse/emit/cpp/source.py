@@ -48,13 +48,15 @@ def emit(kernel: Kernel, isa: Isa) -> str:
     memory = Memory(settled)
     body = backward(memory) if settled.kernel.backward else forward(memory)
     # What the body asked for is defined before it; filling the packs asks for more pointers.
-    packs = memory.packs.fill()
+    common, packs = _common(memory), memory.packs.fill(common=False)
     task = [*_task(settled, memory), *packs, *body]
     return (
         (ROUNDED if compares(settled.kernel.program) else "")
         + preamble(settled.kernel.compute, settled.lanes)
         + (integers.head(settled.lanes) if whole else "")
+        + common
         + SIGNATURE
+        + (", T* common" if common else "")
         + (", T* own, int64_t turn) {\n" if memory.together else ") {\n")
         + "".join(f"  {line}\n" for line in task)
         + "}\n\n"
@@ -62,15 +64,30 @@ def emit(kernel: Kernel, isa: Isa) -> str:
     )
 
 
+def _common(memory: Memory) -> str:
+    """The function that fills the copies all tasks read, if there are any: every thread calls it."""
+    lines = memory.packs.fill(common=True)
+    if not lines:
+        return ""
+    heads = [*memory.operands.strides(), *_totals(memory), *memory.operands.heads("\n".join(lines))]
+    body = "".join(f"  {line}\n" for line in (*heads, *memory.packs.common.lines(), *lines))
+    return f"static void pack(char* const* P, const int64_t* S, const int64_t* N, T* common) {{\n{body}}}\n\n"
+
+
+def _totals(memory: Memory) -> list[str]:
+    return [f"const int64_t N{i} = N[{i}]; (void)N{i};" for i in range(len(memory.settled.spaces.axes))]
+
+
 def _task(settled: Settled, memory: Memory) -> list[str]:
     """Strides and sizes, the entries of every axis that the task has, pointers and scratch."""
     return [
         *memory.operands.strides(),
-        *(f"const int64_t N{i} = N[{i}]; (void)N{i};" for i in range(len(settled.spaces.axes))),
+        *_totals(memory),
         *_far(settled),
         *_offsets(memory),
         *memory.operands.heads(),
         *memory.shares.heads(),
+        *memory.packs.common.lines(),
         *memory.arena.lines(),
         *(memory.held.lines() if memory.together else []),
     ]

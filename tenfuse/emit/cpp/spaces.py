@@ -229,7 +229,7 @@ def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int, on
     Few rows at once, or their lines evict each other; more where a result has them side by side.
     """
     beside = any(o.role == "out" and o.unit == axis for o in kernel.operands)
-    cap = 8 if shared or beside else 4
+    cap = 32 if shared else 8 if beside else 4
     limit = max(1, _budget(kernel) * 4 // each)
     if cut and kernel.recompute is None:
         cap = limit
