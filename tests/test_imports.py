@@ -37,6 +37,7 @@ BORDERS = {
     "plan/product.py": {"tenfuse.step.adjoint"},
     "plan/tiles/stepped.py": {"tenfuse.algebra.chunks.chunk", "tenfuse.algebra.chunks.ragged"},
     "plan/tiles/plan.py": {"tenfuse.step.adjoint"},
+    "runtime/matrices.py": {"tenfuse.plan.loop"},
     "runtime/backward.py": {"tenfuse.plan.loop", "tenfuse.plan.product", "tenfuse.plan.tensors"},
     "runtime/totals.py": {"tenfuse.plan.loop", "tenfuse.step.adjoint"},
     "runtime/bind.py": {

@@ -26,6 +26,9 @@ class Entry:
         return f"{self.base} + {self.offset}" if self.offset else self.base
 
 
+_TALL = 8
+"""Entries taken at once from which on half as many are, too, where fewer are left."""
+
 Block = tuple[str, list[Entry]]
 
 
@@ -41,6 +44,9 @@ def _open(var: str, extent: str, many: int, lanes: int) -> Iterator[Block]:
         entries = [Entry(var, u * lanes) for u in range(many)]
         yield f"for (; {var} + {stride} <= {extent}; {var} += {stride})", entries
     if lanes == 1:
+        if many >= _TALL:
+            half = [Entry(var, u) for u in range(many // 2)]
+            yield f"for (; {var} + {len(half)} <= {extent}; {var} += {len(half)})", half
         yield f"for (; {var} < {extent}; {var} += 1)", [Entry(var)]
         return
     if many > 1:

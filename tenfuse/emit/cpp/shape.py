@@ -123,9 +123,10 @@ class Shapes:
             return max(1, vectors)
         most = 2 if not refs else max(1, min(4, budget // count))
         if row is not None and self.spaces.axes[row].capacity != 1:
-            # Without carries tasks have rows enough for tall tiles, in which a row's entry, that
-            # a multiply-add can read from memory in all lanes, is read for fewer vectors.
-            rows = 8
+            # In tall tiles a row's entry, that a multiply-add can read from memory in all lanes, is
+            # read for fewer vectors, and the other factor is read for more rows.
+            capacity = self.spaces.axes[row].capacity
+            rows = min(8, capacity) if isinstance(capacity, int) else 8
             most = max(1, min(most, budget // (rows * count)))
         return _parts(vectors, most)
 

@@ -29,6 +29,8 @@ BACKWARD_BUDGET = 1152 << 10
 HISTORY = 576 << 10
 """Bytes that a task's states, those of a chunk recomputed among them, may take for more rows
 of it to pay: half of a common second-level cache, which also holds what streams past."""
+SHARING = 32
+"""Most rows of a task that reads a constant for all of them."""
 NEAR = 40 << 10
 """Bytes that its states of one step may take for the same: most of a first-level cache of 48 KB."""
 
@@ -226,10 +228,11 @@ def _divide(
 def _rows(kernel: Kernel, axis: AxisName, shared: bool, cut: bool, each: int, one: int, lanes: int) -> int:
     """Most entries of the row axis for one task, of ``each`` bytes of state, ``one`` in a step.
 
-    Few rows at once, or their lines evict each other; more where a result has them side by side.
+    Few rows at once, or their lines evict each other; more where a result has them side by side, or
+    where each task reads the same constant anew at every step.
     """
     beside = any(o.role == "out" and o.unit == axis for o in kernel.operands)
-    cap = 32 if shared else 8 if beside else 4
+    cap = SHARING if shared else 8 if beside else 4
     limit = max(1, _budget(kernel) * 4 // each)
     if cut and kernel.recompute is None:
         cap = limit
