@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import torch
 
 from tenfuse.plan.canonical import canonical
-from tenfuse.plan.keep import cheaper_kept
+from tenfuse.plan.keep import cheaper_kept, cheaper_sums, sum_axes
 from tenfuse.plan.kernel import Kernel
 from tenfuse.plan.operands import Operands, Places
 from tenfuse.plan.product import gathered, products
 from tenfuse.plan.tensors import Examples, Extent, Layout
 from tenfuse.step.adjoint import Adjoint, Product, adjoint
 from tenfuse.step.axes import hint
-from tenfuse.step.program import AxisName, StepProgram, prune
+from tenfuse.step.program import AxisName, Ref, StepProgram, prune
 from tenfuse.step.reader import Placed
 
 FORMAT = 4
@@ -87,11 +87,13 @@ class LoopPlan:
     forward: Kernel
     saving: Kernel | None
     """The forward kernel that also saves states, at chunk borders (its ``checkpoint``) or
-    the ``kept`` carries at every step."""
+    the ``kept`` carries, and sums, at every step."""
     backward: Backward | None
     wanted: Wanted
     dynamic: tuple[tuple[AxisName, tuple[str, int, int, int]], ...]
     kept: tuple[int, ...] = ()
+    sums: tuple[tuple[AxisName, ...], ...] = ()
+    """The axes of the sums that are kept at every step beside the carries."""
 
     def key(self) -> str:
         """A name for the plan: equal plans have equal names.
@@ -125,6 +127,7 @@ def plan(
     operands = Operands(program, places, examples, exports)
     forward = Kernel(program, operands.forward(False), compute, reverse)
     kept: tuple[int, ...] = ()
+    sums: tuple[Ref, ...] = ()
     saving, backward = None, None
     if wanted.any:
         back = gathered(
@@ -137,8 +140,9 @@ def plan(
         saving = forward
         if chunk is None and cheaper_kept(program, back):
             kept = tuple(back.program.inputs("state"))
-            saving = operands.keeping(kept, reverse)
-            kernel = operands.backward_kept(back, kept, reverse)
+            sums = cheaper_sums(program, back)
+            saving = operands.keeping(kept, sums, reverse)
+            kernel = operands.backward_kept(back, kept, sums, reverse)
         else:
             chunk = chunk or _chunk(program, back, 8 if compute == "f64" else 4)
             kernel = operands.backward(back, reverse, chunk)
@@ -152,7 +156,7 @@ def plan(
         backward = Backward(kernel, back, covered, products(back, kernel))
     return LoopPlan(
         carries, streams, invariants, outs, exports, forward, saving, backward, wanted,
-        _dynamic(program, carries, streams, invariants), kept,
+        _dynamic(program, carries, streams, invariants), kept, tuple(sum_axes(program, sums)),
     )  # fmt: skip
 
 

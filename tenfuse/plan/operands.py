@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tenfuse.plan.keep import keeping, reading_kept
+from tenfuse.plan.keep import keeping, reading_kept, sum_axes
 from tenfuse.plan.kernel import Kernel, Operand
 from tenfuse.plan.tensors import Examples, Layout, dense_like, dtype_name, unit_axis
 from tenfuse.step.adjoint import Adjoint
-from tenfuse.step.program import AxisName, StepProgram, prune, trimmed
+from tenfuse.step.program import AxisName, Ref, StepProgram, prune, trimmed
 from tenfuse.step.reader import Placed
 from tenfuse.step.whole import whole_inputs
 
@@ -45,11 +45,11 @@ class Operands:
             *(self._saves() if save else ()),
         )
 
-    def keeping(self, kept: tuple[int, ...], reverse: bool) -> Kernel:
-        """The forward kernel that writes the ``kept`` carries as they are before every step."""
-        program, count = keeping(self.program, kept), len(self.program.outs)
-        states = [self._state("out", count + n, i) for n, i in enumerate(kept)]
-        return Kernel(program, (*self.forward(False), *states), self.compute, reverse)
+    def keeping(self, kept: tuple[int, ...], sums: tuple[Ref, ...], reverse: bool) -> Kernel:
+        """The forward kernel that writes the ``kept`` carries as they are before every step, and ``sums``."""
+        program = keeping(self.program, kept, sums)
+        own = self._kept("out", len(self.program.outs), kept, sums)
+        return Kernel(program, (*self.forward(False), *own), self.compute, reverse)
 
     def backward(self, back: Adjoint, reverse: bool, chunk: int) -> Kernel:
         """The adjoint kernel that computes the states of ``chunk`` steps again, if it needs any.
@@ -75,13 +75,25 @@ class Operands:
             return Kernel(program, operands, self.compute, not reverse)
         return Kernel(program, operands, self.compute, reverse, chunk, recompute)
 
-    def backward_kept(self, back: Adjoint, kept: tuple[int, ...], reverse: bool) -> Kernel:
-        """The adjoint kernel that reads the ``kept`` carries as streams."""
+    def backward_kept(
+        self, back: Adjoint, kept: tuple[int, ...], sums: tuple[Ref, ...], reverse: bool
+    ) -> Kernel:
+        """The adjoint kernel that reads the ``kept`` carries and the ``sums`` as streams."""
         first = len(self.streams) + len(self.outs)
-        program = reading_kept(back.program, {i: first + n for n, i in enumerate(kept)})
+        states = {i: first + n for n, i in enumerate(kept)}
+        values = {r: first + len(kept) + n for n, r in enumerate(sums)}
+        program = reading_kept(back.program, states, self.program, values)
         whole = self.backward(dataclasses.replace(back, program=program), reverse, 0)
-        states = [self._state("stream", first + n, i) for n, i in enumerate(kept)]
-        return dataclasses.replace(whole, operands=(*whole.operands, *states))
+        return dataclasses.replace(
+            whole, operands=(*whole.operands, *self._kept("stream", first, kept, sums))
+        )
+
+    def _kept(self, role: str, first: int, kept: tuple[int, ...], sums: tuple[Ref, ...]) -> list[Operand]:
+        states = [self._state(role, first + n, i) for n, i in enumerate(kept)]
+        first += len(kept)
+        return states + [
+            self._own(role, first + n, axes) for n, axes in enumerate(sum_axes(self.program, sums))
+        ]
 
     # -- single operands ----------------------------------------------------------------
 

@@ -147,7 +147,9 @@ def _saves(plan: LoopPlan, steps: Any, sizes: dict[AxisName, Any], like: torch.T
     which = plan.kept or range(len(specs))
     whole = whole_inputs(plan.forward.program)
     types = [torch.int64 if ("carry", i) in whole else DTYPES[plan.forward.compute] for i in which]
-    shapes = [[rows, *(sizes[a] for a in specs[i].axes)] for i in which]
+    types += [DTYPES[plan.forward.compute]] * len(plan.sums)
+    axes = [*(specs[i].axes for i in which), *plan.sums]
+    shapes = [[rows, *(sizes[a] for a in each)] for each in axes]
     return [like.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, types, strict=True)]
 
 
