@@ -49,7 +49,9 @@ def cheaper_sums(program: StepProgram, back: Adjoint) -> tuple[Ref, ...]:
     again = set(_signatures(back.program).values())
     flow = sum(_entries(program, a) for a in program.inputs("stream").values())
     flow += sum(_entries(program, o.axes) for o in program.outs)
-    room = _SHARE * flow - sum(_entries(program, program.carries[i].axes) for i in back.program.inputs("state"))
+    room = _SHARE * flow - sum(
+        _entries(program, program.carries[i].axes) for i in back.program.inputs("state")
+    )
     found = []
     for ref, name in _signatures(program).items():
         node, size = program.nodes[ref], _entries(program, axes[ref])

@@ -25,6 +25,7 @@ from tenfuse.plan.tensors import Examples
 from tenfuse.plan.tiles.plan import TilePlan
 from tenfuse.rewrite.evaluate import Runner, batched, example, stacked_example
 from tenfuse.rewrite.launch import Planning, launched
+from tenfuse.rewrite.single import single_products
 from tenfuse.rewrite.wants import requires_grad
 from tenfuse.step.fission import Fission, ancestors
 from tenfuse.step.normalize import Aten, fake_mode
@@ -81,7 +82,8 @@ class _Assembly:
 
         with torch.no_grad(), fake_mode(tensors):
             traced = make_fx(run, _allow_non_fake_inputs=True)(*tensors)
-        traced.graph.eliminate_dead_code()
+            traced.graph.eliminate_dead_code()
+            single_products(traced.graph)
         return Fused(self._with_all_inputs(traced, tensor_at), self.plans, self.choice)
 
     def _with_all_inputs(self, traced: fx.GraphModule, tensor_at: list[int]) -> fx.GraphModule:

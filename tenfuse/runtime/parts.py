@@ -91,14 +91,15 @@ class Zero:
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """The sum of a tensor over ``dims``, added to another."""
+    """The sum of a tensor over ``dims``, or itself where there are none, added to another."""
 
     source: Spot
     dims: tuple[int, ...]
     target: Spot
 
     def __call__(self, starts: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
-        self.target.view(tensors).add_(self.source.view(tensors).sum(self.dims))
+        source = self.source.view(tensors)
+        self.target.view(tensors).add_(source.sum(self.dims) if self.dims else source)
 
 
 @dataclasses.dataclass(frozen=True)

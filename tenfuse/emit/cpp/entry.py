@@ -52,11 +52,8 @@ def _common(memory: Memory) -> list[str]:
     if not memory.packs.common.arrays:
         return []
     failed = "free(shares); return 1;" if memory.shares.order else "return 1;"
-    return [
-        "T* common = 0;",
-        f"if (posix_memalign((void**)&common, 64, (size_t)({memory.packs.common.need()} + W) * sizeof(T)) != 0)"
-        f" {{ {failed} }}",
-    ]
+    size = f"(size_t)({memory.packs.common.need()} + W) * sizeof(T)"
+    return ["T* common = 0;", f"if (posix_memalign((void**)&common, 64, {size}) != 0) {{ {failed} }}"]
 
 
 def _each(memory: Memory, shared: bool) -> list[str]:

@@ -19,7 +19,6 @@ from tenfuse.emit.cpp.sums import Sums
 from tenfuse.emit.cpp.values import Read, Values, Write
 from tenfuse.step.program import AxisName, Ref
 
-
 TEAM = "#pragma omp for schedule(static)"
 """Before a loop that the threads share."""
 
