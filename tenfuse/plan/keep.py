@@ -23,6 +23,7 @@ from tenfuse.step.program import (
     StepProgram,
     arguments,
     prune,
+    with_arguments,
 )
 from tenfuse.step.whole import whole_nodes
 
@@ -45,37 +46,39 @@ def cheaper_kept(program: StepProgram, back: Adjoint) -> bool:
 def cheaper_sums(program: StepProgram, back: Adjoint) -> tuple[Ref, ...]:
     """The sums that ``back`` computes again, over many entries each, and that should be kept beside
     its states: nodes of ``program``."""
-    axes, whole = program.axes_of(), whole_nodes(program)
-    again = set(_signatures(back.program).values())
-    flow = sum(_entries(program, a) for a in program.inputs("stream").values())
+    over, whole = program.axes_of(), whole_nodes(program)
+    mine, theirs = _numbered(program, back.program)
+    again = set(theirs)
+    flow = sum(_entries(program, axes) for axes in program.inputs("stream").values())
     flow += sum(_entries(program, o.axes) for o in program.outs)
-    room = _SHARE * flow - sum(
-        _entries(program, program.carries[i].axes) for i in back.program.inputs("state")
-    )
+    states = [program.carries[i].axes for i in back.program.inputs("state")]
+    room = _SHARE * flow - sum(_entries(program, axes) for axes in states)
     found = []
-    for ref, name in _signatures(program).items():
-        node, size = program.nodes[ref], _entries(program, axes[ref])
-        if not isinstance(node, Contract) or ref in whole or name not in again or size > room:
+    for ref, node in enumerate(program.nodes):
+        if not isinstance(node, Contract) or ref in whole or mine[ref] not in again:
             continue
-        if _entries(program, axes[node.arg]) >= _BALANCE * size:
+        size = _entries(program, over[ref])
+        if size <= room and _entries(program, over[node.arg]) >= _BALANCE * size:
             found.append(ref)
             room -= size
     return tuple(found)
 
 
-def _signatures(program: StepProgram) -> dict[Ref, object]:
-    """For every node a name that it shares with the nodes, of this program or its adjoint, that compute
-    the same from the same: a carry before the step is what the adjoint calls a state."""
-    found: dict[Ref, object] = {}
-    for ref, node in enumerate(program.nodes):
-        if isinstance(node, Input):
-            own: object = ("input", "state" if node.kind == "carry" else node.kind, node.index, node.axes)
-        elif isinstance(node, Contract):
-            own = ("sum", node.op, frozenset(node.axes), found[node.arg])
-        else:
-            own = (type(node).__name__, getattr(node, "fn", ""), getattr(node, "value", None))
-            own = (*own, *(found[a] for a in arguments(node)))
-        found[ref] = own
+def _numbered(*programs: StepProgram) -> list[list[int]]:
+    """For every node of every program a number, the same for all that compute the same from the same.
+
+    A carry before the step is what the adjoint calls a state.
+    """
+    known: dict[Node, int] = {}
+    found: list[list[int]] = []
+    for program in programs:
+        numbers: list[int] = []
+        for node in program.nodes:
+            if isinstance(node, Input) and node.kind == "carry" and program is programs[0]:
+                node = dataclasses.replace(node, kind="state")
+            own = with_arguments(node, [numbers[a] for a in arguments(node)])
+            numbers.append(known.setdefault(own, len(known)))
+        found.append(numbers)
     return found
 
 
@@ -114,14 +117,14 @@ def reading_kept(
 ) -> StepProgram:
     """The adjoint step with state ``i`` read as stream ``streams[i]``, and what the ``forward`` step
     computes in node ``r`` as stream ``sums[r]``."""
-    names, known = _signatures(back), _signatures(forward)
+    mine, theirs = _numbered(forward, back)
     axes = dict(zip(sums, sum_axes(forward, sums), strict=True))
-    read = {known[r]: Input("stream", n, axes[r]) for r, n in sums.items()}
+    read = {mine[r]: Input("stream", n, axes[r]) for r, n in sums.items()}
 
     def moved(ref: Ref, node: Node) -> Node:
         if isinstance(node, Input) and node.kind == "state":
             return Input("stream", streams[node.index], node.axes)
-        return read.get(names[ref], node)
+        return read.get(theirs[ref], node)
 
     nodes = tuple(moved(ref, node) for ref, node in enumerate(back.nodes))
     return prune(dataclasses.replace(back, nodes=nodes))

@@ -63,7 +63,7 @@ def test_backward(seed):
     states = ys[len(program.outs) :]
     first = len(program.inputs("stream"))
     last = first + len(program.outs)
-    adjoined = reading_kept(back.program, {i: last + n for n, i in enumerate(kept)})
+    adjoined = reading_kept(back.program, {i: last + n for n, i in enumerate(kept)}, program, {})
     bench = Bench(adjoined, STEPS, "f64", "f64", STYLES[seed % 3], seed + 1)
     bench.invariants = {i: forward.invariants[i] for i in bench.invariants}
     ends = list(bench.inits)
