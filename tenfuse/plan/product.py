@@ -26,7 +26,7 @@ ROWS = 256
 before they are added to memory."""
 
 
-LARGE = 64 * 64
+LARGE = 128 * 256
 """Entries of a matrix from which on the library sums it."""
 
 

@@ -125,8 +125,8 @@ class Shapes:
         if row is not None and self.spaces.axes[row].capacity != 1:
             # In tall tiles a row's entry, that a multiply-add can read from memory in all lanes, is
             # read for fewer vectors, and the other factor is read for more rows.
-            capacity = self.spaces.axes[row].capacity
-            rows = min(8, capacity) if isinstance(capacity, int) else 8
+            capacity, tall = self.spaces.axes[row].capacity, max(4, 8 // count)
+            rows = min(tall, capacity) if isinstance(capacity, int) else tall
             most = max(1, min(most, budget // (rows * count)))
         return _parts(vectors, most)
 
