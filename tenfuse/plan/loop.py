@@ -140,9 +140,15 @@ def plan(
         saving = forward
         if chunk is None and cheaper_kept(program, back):
             kept = tuple(back.program.inputs("state"))
+            kernel = operands.backward_kept(back, kept, (), reverse)
             sums = cheaper_sums(program, back)
+            reading = operands.backward_kept(back, kept, sums, reverse)
+            # An axis that nothing sums over any more would be one to run tasks along, all of them alike.
+            if reading.program.parallel_axes() <= kernel.program.parallel_axes():
+                kernel = reading
+            else:
+                sums = ()
             saving = operands.keeping(kept, sums, reverse)
-            kernel = operands.backward_kept(back, kept, sums, reverse)
         else:
             chunk = chunk or _chunk(program, back, 8 if compute == "f64" else 4)
             kernel = operands.backward(back, reverse, chunk)

@@ -105,11 +105,28 @@ def test_gradients_of_matrices_in_pieces(dtype, monkeypatch):
 
 
 def test_products_are_not_computed_again():
-    """The walk back multiplies by the two matrices' transposes alone."""
-    inputs = [x.requires_grad_() for x in given(network, 8, 64)]
-    compiled(network)(*inputs).sum().backward()
+    """The walk back multiplies by the matrix's transpose alone."""
+
+    def model(x, w):
+        h, outs = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(x[:, t] + h @ w)
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+    inputs = [x.requires_grad_() for x in given(model, 8, 64)]
+    compiled(model)(*inputs).sum().backward()
     kernels = {name.rsplit("_", 1)[-1]: text for name, _, text in tenfuse.reports()[-1].loops[0].kernels}
-    assert "common1 = " in kernels["backward"] and "common2 = " not in kernels["backward"]
+    assert "common0 = " in kernels["backward"] and "common1 = " not in kernels["backward"]
+
+
+@pytest.mark.parametrize("model", [cell, network, transposed])
+def test_tasks_share_the_work(model):
+    """No task repeats another's: the walk back has as many as there are runs of rows."""
+    inputs = [x.requires_grad_() for x in given(model, 8, 64)]
+    compiled(model)(*inputs).sum().backward()
+    (text,) = (text for name, _, text in tenfuse.reports()[-1].loops[0].kernels if "backward" in name)
+    assert "tasks *= N" not in text
 
 
 def batched(x, w):
